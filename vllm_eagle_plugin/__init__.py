@@ -1,0 +1,24 @@
+"""EAGLE draft heads for vLLM: the architectures and proposers that stock vLLM lacks.
+
+vLLM calls `register` through the `vllm.general_plugins` entry point in every one of its processes.
+"""
+
+__version__ = "0.1.0"
+
+#: Draft architectures and where they live; imported by vLLM only when a head asks for one.
+ARCHITECTURES = {
+    "EagleAttentionFreeForCausalLM": "vllm_eagle_plugin.models.attention_free:EagleAttentionFreeForCausalLM",
+    "EagleTransformerForCausalLM": "vllm_eagle_plugin.models.eagle:EagleTransformerForCausalLM",
+    "Eagle3TransformerForCausalLM": "vllm_eagle_plugin.models.eagle3:Eagle3TransformerForCausalLM",
+}
+
+
+def register() -> None:
+    """Make our heads known to the vLLM of this process. Idempotent; never raises.
+
+    What goes wrong here is kept and raised by `compat.require` when a head of ours is asked for, so that
+    an unsupported vLLM still serves every other model.
+    """
+    from . import compat
+
+    compat.install()

@@ -1,0 +1,1 @@
+"""Our heads as vLLM draft models. Imported by vLLM, lazily, when a head asks for one."""

@@ -1,0 +1,161 @@
+"""Checks of a head that need no weights: run in vLLM's front end before anything is loaded.
+
+So that `vllm serve` refuses a bad head in its first seconds with one clear error, instead of in a
+worker's log or on the first request.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .configs import HEAD_CONFIGS, AttentionFreeConfig, Eagle3Config, HeadConfig
+from .errors import HeadError
+
+#: Methods that a user may name for a head; anything else is named for something that is not a head folder.
+_FOLDER_METHODS_HINT = "Leave `method` out: it is read from the head"
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head that this package wrote: its folder or hub id and its raw config."""
+
+    path: str
+    raw: dict[str, Any]
+
+    @property
+    def config(self) -> HeadConfig | None:
+        """Our config, or None for a head in a layout of stock vLLM."""
+        family = HEAD_CONFIGS.get(self.raw.get("model_type", ""))
+        return None if family is None else family.from_dict(self.raw)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return self.raw.get("eagle_provenance") or {}
+
+    @property
+    def method(self) -> str:
+        config = self.config
+        return config.method if config is not None else self.provenance["method"]
+
+
+def find_head(model: Any, revision: str | None = None) -> Head | None:
+    """The head behind speculative `model` if it is one of ours, else None. Reads only `config.json`."""
+    if not isinstance(model, str) or not model:
+        return None
+    try:
+        if Path(model).is_dir():
+            raw = json.loads((Path(model) / "config.json").read_text())
+        elif model.count("/") == 1 and not model.startswith((".", "/")):
+            from transformers import PretrainedConfig
+
+            raw, _ = PretrainedConfig.get_config_dict(model, revision=revision)
+        else:
+            return None
+    except (OSError, ValueError):
+        return None  # unreadable: vLLM says so itself
+    ours = isinstance(raw, dict) and (
+        raw.get("model_type") in HEAD_CONFIGS or "method" in (raw.get("eagle_provenance") or {})
+    )
+    return Head(model, raw) if ours else None
+
+
+def check_request(speculative: Any, head: Head) -> None:
+    """Fill in `method`, and refuse settings this head cannot run with."""
+    if speculative.method is None:
+        speculative.method = head.method
+    elif speculative.method != head.method:
+        raise HeadError(
+            f"speculative method {speculative.method!r} was asked for the draft head {head.path!r}",
+            f"This head needs method {head.method!r}",
+            _FOLDER_METHODS_HINT,
+        )
+    config = head.config
+    if config is not None:
+        config.validate_head()
+        limit = config.max_draft_tokens
+        asked = speculative.num_speculative_tokens
+        if limit is not None and asked is not None and asked > limit:
+            width = config.lm_head_width
+            raise HeadError(
+                f"num_speculative_tokens is {asked}, but this head's output is {width} wide and the hidden state it "
+                f"reads {config.hidden_size}, so it cannot be fed its own output",
+                f"It can draft {limit} token",
+                f"Set num_speculative_tokens to {limit}",
+            )
+        if getattr(speculative, "parallel_drafting", False):
+            raise HeadError("parallel_drafting is set", "This head drafts one token after another", "Leave it out")
+    if Path(head.path).is_dir():
+        check_tensors(head)
+
+
+def check_tensors(head: Head) -> None:
+    """Compare the names and shapes in a local head's safetensors with what its config needs."""
+    from .checkpoint import safetensors_shapes
+
+    config = head.config
+    files = sorted(Path(head.path).glob("*.safetensors"))
+    if config is None or not files:
+        return
+    from .reference import expected_tensors
+
+    compare_tensors(expected_tensors(config), safetensors_shapes(files))
+
+
+def compare_tensors(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
+    """Raise `HeadError` naming every missing, unexpected or misshapen tensor."""
+    problems = [f"{name} {list(shape)} is missing" for name, shape in expected.items() if name not in found]
+    problems += [f"{name} {list(shape)} is unexpected" for name, shape in found.items() if name not in expected]
+    problems += [
+        f"{name} is {list(found[name])} but must be {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise HeadError(
+            f"the draft head's tensors do not fit its config.json: {shown}",
+            "Each flag in config.json calls for certain tensors, and no others",
+            "Convert the head again, or mend the flag",
+        )
+
+
+def check_target(speculative: Any, head: Head) -> None:
+    """Compare the head with the target that vLLM was asked to serve."""
+    target = speculative.target_model_config
+    hidden, vocab = target.get_hidden_size(), target.get_vocab_size()
+    layers = getattr(target.hf_text_config, "num_hidden_layers", None)
+    made_for = head.provenance.get("target") or {}
+    where = f"the target {target.model!r}"
+    hint = f"The head was made for {made_for['name']!r}" if made_for.get("name") else "Is this head for another target?"
+    config = head.config
+    raw = head.raw
+    head_hidden = config.target_width if isinstance(config, Eagle3Config) else raw.get("hidden_size")
+    if config is None:
+        head_hidden = raw.get("target_hidden_size") or head_hidden
+    if head_hidden != hidden:
+        raise HeadError(f"the draft head reads hidden states of width {head_hidden}, {where} has {hidden}", hint)
+    if raw.get("vocab_size") != vocab:
+        raise HeadError(f"the draft head knows {raw.get('vocab_size')} tokens, {where} has {vocab}", hint)
+    if layers is not None and made_for.get("num_hidden_layers") not in (None, layers):
+        raise HeadError(
+            f"the draft head was made for a target of {made_for['num_hidden_layers']} layers, {where} has {layers}", hint
+        )
+    ids = raw.get("eagle_aux_hidden_state_layer_ids")
+    if ids and layers is not None and max(ids) > layers:
+        raise HeadError(
+            f"the draft head reads layer {max(ids)} of its target, {where} has only {layers} layers", hint
+        )
+    if isinstance(config, AttentionFreeConfig) and speculative.target_parallel_config.pipeline_parallel_size > 1:
+        _refuse_pipeline(config)
+
+
+def _refuse_pipeline(config: HeadConfig) -> None:
+    if not config.own_embedding and config.reads_embedding:
+        raise HeadError(
+            "pipeline parallelism with a head that uses the target's embedding",
+            "The embedding lives on the first stage, the head on the last",
+            "Convert the head with its own embedding, or use tensor parallelism",
+        )
