@@ -31,7 +31,9 @@ class Counters:
     def __sub__(self, other: Counters) -> Counters:
         before = other.per_position or (0,) * len(self.per_position)
         return Counters(
-            self.drafts - other.drafts, self.draft_tokens - other.draft_tokens, self.accepted - other.accepted,
+            self.drafts - other.drafts,
+            self.draft_tokens - other.draft_tokens,
+            self.accepted - other.accepted,
             tuple(a - b for a, b in zip(self.per_position, before, strict=True)),
         )
 
@@ -74,8 +76,13 @@ def engine(target: Path | str, head: Path | str | None = None, k: int = 4, **opt
 
     speculative = options.pop("speculative", {})
     settings: dict[str, Any] = {
-        "dtype": "float32", "max_model_len": 256, "max_num_seqs": 16, "enforce_eager": True,
-        "skip_tokenizer_init": True, "disable_log_stats": False, "seed": 0,
+        "dtype": "float32",
+        "max_model_len": 256,
+        "max_num_seqs": 16,
+        "enforce_eager": True,
+        "skip_tokenizer_init": True,
+        "disable_log_stats": False,
+        "seed": 0,
     }
     if head is not None:
         settings["speculative_config"] = {"model": str(head), "num_speculative_tokens": k, **speculative}

@@ -29,12 +29,25 @@ TESTED = ("0.32.0",)
 
 #: `SpecDecodeBaseProposer.propose` must take these keywords for our chain proposer to stand in for it.
 PROPOSE_KEYWORDS = {
-    "num_speculative_tokens", "target_token_ids", "target_positions", "target_hidden_states", "next_token_ids",
-    "token_indices_to_sample", "common_attn_metadata", "sampling_metadata",
+    "num_speculative_tokens",
+    "target_token_ids",
+    "target_positions",
+    "target_hidden_states",
+    "next_token_ids",
+    "token_indices_to_sample",
+    "common_attn_metadata",
+    "sampling_metadata",
 }
 PROPOSER_METHODS = (
-    "load_model", "propose", "dummy_run", "initialize_attn_backend", "validate_same_kv_cache_group",
-    "initialize_cudagraph_keys", "_maybe_share_embeddings", "_maybe_share_lm_head", "_sample_from_logits",
+    "load_model",
+    "propose",
+    "dummy_run",
+    "initialize_attn_backend",
+    "validate_same_kv_cache_group",
+    "initialize_cudagraph_keys",
+    "_maybe_share_embeddings",
+    "_maybe_share_lm_head",
+    "_sample_from_logits",
 )
 
 _MARK = "_vllm_eagle_plugin"
@@ -137,7 +150,9 @@ def _check_version() -> None:
     if version > SUPPORTED[1]:
         logger.warning(
             "vllm-eagle-plugin was not compared with %s %s (newest known: %s); going on, since the parts it "
-            "touches are checked one by one.", *found, _dotted(SUPPORTED[1]),
+            "touches are checked one by one.",
+            *found,
+            _dotted(SUPPORTED[1]),
         )
 
 

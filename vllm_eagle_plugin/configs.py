@@ -59,8 +59,7 @@ class HeadConfig(PretrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        if not self.architectures:
-            self.architectures = [self.architecture]
+        self.architectures = getattr(self, "architectures", None) or [self.architecture]
 
     @property
     def draft_vocab(self) -> int:
@@ -245,7 +244,13 @@ class TransformerHeadConfig(HeadConfig):
 
     def validate_head(self) -> None:
         super().validate_head()
-        for name in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "head_dim"):
+        for name in (
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "intermediate_size",
+            "head_dim",
+        ):
             _positive(self, name)
         if self.num_attention_heads % self.num_key_value_heads:
             raise HeadError(
@@ -346,9 +351,7 @@ class Eagle3Config(TransformerHeadConfig):
 ACTIVATIONS = ("silu", "relu", "gelu")
 
 #: model_type -> config class, for everything this package serves.
-HEAD_CONFIGS: dict[str, type[HeadConfig]] = {
-    c.model_type: c for c in (AttentionFreeConfig, EagleConfig, Eagle3Config)
-}
+HEAD_CONFIGS: dict[str, type[HeadConfig]] = {c.model_type: c for c in (AttentionFreeConfig, EagleConfig, Eagle3Config)}
 
 
 def register_configs() -> None:
@@ -358,9 +361,19 @@ def register_configs() -> None:
 
 
 def _field_names(cls: type[HeadConfig]) -> set[str]:
-    return set(cls().to_dict()) | {name for c in cls.__mro__ for name in vars(c).get("__annotations__", {})} | {
-        "architectures", "model_type", "transformers_version", "rope_theta", "rope_scaling", "torch_dtype", "dtype",
-    }
+    return (
+        set(cls().to_dict())
+        | {name for c in cls.__mro__ for name in vars(c).get("__annotations__", {})}
+        | {
+            "architectures",
+            "model_type",
+            "transformers_version",
+            "rope_theta",
+            "rope_scaling",
+            "torch_dtype",
+            "dtype",
+        }
+    )
 
 
 def _positive(config: HeadConfig, name: str) -> None:

@@ -95,13 +95,21 @@ def check_tensors(head: Head) -> None:
     """Compare the names and shapes in a local head's safetensors with what its config needs."""
     from .checkpoint import safetensors_shapes
 
-    config = head.config
     files = sorted(Path(head.path).glob("*.safetensors"))
-    if config is None or not files:
-        return
+    if not files:
+        raise HeadError(
+            f"the head {head.path!r} has no safetensors file", "Its weights were expected there", "Convert it again"
+        )
+    compare_tensors(_expected(head), safetensors_shapes(files))
+
+
+def _expected(head: Head) -> dict[str, tuple[int, ...]]:
+    config = head.config
+    if config is None:  # stock layout: the converter listed what it wrote
+        return {name: tuple(shape) for name, shape in head.provenance.get("tensors", {}).items()}
     from .reference import expected_tensors
 
-    compare_tensors(expected_tensors(config), safetensors_shapes(files))
+    return expected_tensors(config)
 
 
 def compare_tensors(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
@@ -141,13 +149,12 @@ def check_target(speculative: Any, head: Head) -> None:
         raise HeadError(f"the draft head knows {raw.get('vocab_size')} tokens, {where} has {vocab}", hint)
     if layers is not None and made_for.get("num_hidden_layers") not in (None, layers):
         raise HeadError(
-            f"the draft head was made for a target of {made_for['num_hidden_layers']} layers, {where} has {layers}", hint
+            f"the draft head was made for a target of {made_for['num_hidden_layers']} layers, {where} has {layers}",
+            hint,
         )
     ids = raw.get("eagle_aux_hidden_state_layer_ids")
     if ids and layers is not None and max(ids) > layers:
-        raise HeadError(
-            f"the draft head reads layer {max(ids)} of its target, {where} has only {layers} layers", hint
-        )
+        raise HeadError(f"the draft head reads layer {max(ids)} of its target, {where} has only {layers} layers", hint)
     if isinstance(config, AttentionFreeConfig) and speculative.target_parallel_config.pipeline_parallel_size > 1:
         _refuse_pipeline(config)
 

@@ -17,6 +17,7 @@ from vllm.v1.spec_decode.eagle import EagleProposer
 from .configs import AttentionFreeConfig, HeadConfig
 from .errors import HeadError
 from .fingerprint import check_embedding
+from .record import Proposal, observers, record_to_file
 
 
 def proposer_class(vllm_config: Any) -> type[EagleProposer] | None:
@@ -37,9 +38,31 @@ class HeadProposer(EagleProposer):
     what they are.
     """
 
+    def __init__(self, vllm_config: Any, device: torch.device, runner: Any = None) -> None:
+        super().__init__(vllm_config, device, runner)
+        self._runner = runner
+        record_to_file()
+
     def load_model(self, target_model: nn.Module) -> None:
         super().load_model(target_model)
         self._check_target(_language_model(target_model))
+
+    def propose(self, num_speculative_tokens: int, *args: Any, **kwargs: Any) -> Tensor:
+        if not observers:
+            return self.draft(num_speculative_tokens, *args, **kwargs)
+        # Read now what drafting overwrites.
+        rows = sampled_rows(kwargs["token_indices_to_sample"], kwargs["common_attn_metadata"])
+        positions, sampled = kwargs["target_positions"][rows].tolist(), kwargs["next_token_ids"].tolist()
+        drafts = self.draft(num_speculative_tokens, *args, **kwargs)
+        requests = self._runner.input_batch.req_ids
+        proposals = [Proposal(*row) for row in zip(requests, positions, sampled, drafts.tolist(), strict=True)]
+        for observer in observers:
+            observer(proposals)
+        return drafts
+
+    def draft(self, num_speculative_tokens: int, *args: Any, **kwargs: Any) -> Tensor:
+        """[B, k] drafted tokens; `SpecDecodeBaseProposer.propose`'s contract."""
+        return super().propose(num_speculative_tokens, *args, **kwargs)
 
     def _maybe_share_embeddings(self, target_language_model: nn.Module) -> None:
         if getattr(self.model, "has_own_embed_tokens", False):
@@ -80,7 +103,7 @@ class AttentionFreeProposer(HeadProposer):
         """Nothing to validate: there are no draft layers in the KV cache."""
 
     def initialize_attn_backend(self, kv_cache_config: Any, kernel_block_sizes: list[int] | None = None) -> None:
-        self.draft_attn_groups = []
+        self.draft_attn_groups: list[Any] = []
         # The runner hands `propose` the metadata of this group; we read only the request boundaries.
         self.kv_cache_gid = 0
         self.block_size = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
@@ -88,7 +111,7 @@ class AttentionFreeProposer(HeadProposer):
     def initialize_cudagraph_keys(self, cudagraph_mode: Any) -> None:
         """The head runs eagerly: a few small matmuls."""
 
-    def propose(
+    def draft(
         self,
         num_speculative_tokens: int,
         target_token_ids: Tensor,
@@ -101,11 +124,8 @@ class AttentionFreeProposer(HeadProposer):
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        """Draft k tokens for each of B requests: [B, k]. `SpecDecodeBaseProposer.propose`'s contract."""
         self._last_draft_probs = None
-        last = token_indices_to_sample
-        if last is None:
-            last = common_attn_metadata.query_start_loc[1:] - 1
+        last = sampled_rows(token_indices_to_sample, common_attn_metadata)
         hidden = target_hidden_states[last]
         if num_speculative_tokens == 0:
             return next_token_ids.new_empty((last.shape[0], 0), dtype=torch.int64)
@@ -138,14 +158,19 @@ class AttentionFreeProposer(HeadProposer):
         return self.model.head_config.token_pairing == "same"
 
 
+def sampled_rows(token_indices_to_sample: Tensor | None, common_attn_metadata: Any) -> Tensor:
+    """Rows [B] of each request's last verified position among the tokens of a step."""
+    if token_indices_to_sample is None:
+        return common_attn_metadata.query_start_loc[1:] - 1
+    return token_indices_to_sample
+
+
 def find_embedding(model: nn.Module, width: int) -> nn.Module:
     """The input embedding table of a vLLM target: its one vocabulary embedding of this width."""
     tables = {
         id(m): (name, m)
         for name, m in model.named_modules()
-        if isinstance(m, VocabParallelEmbedding)
-        and not isinstance(m, ParallelLMHead)
-        and m.embedding_dim == width
+        if isinstance(m, VocabParallelEmbedding) and not isinstance(m, ParallelLMHead) and m.embedding_dim == width
     }
     if len(tables) != 1:
         names = [name for name, _ in tables.values()]
@@ -154,7 +179,7 @@ def find_embedding(model: nn.Module, width: int) -> nn.Module:
             "One was expected, for the head to use",
             "Convert the head with its own embedding",
         )
-    (_, table), = tables.values()
+    ((_, table),) = tables.values()
     return table
 
 

@@ -87,8 +87,13 @@ def _config(kind: str) -> LlamaConfig | GPT2Config | Gemma2Config:
     if kind == "gpt2":
         return GPT2Config(**common, n_embd=WIDTH, n_layer=LAYERS, n_head=4, n_positions=512)
     decoder = {
-        "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 512,
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 512,
     }
     if kind == "gemma2":
         return Gemma2Config(**common, **decoder, query_pre_attn_scalar=32, sliding_window=64)

@@ -48,8 +48,11 @@ class DraftHead(nn.Module):
         compat.require()
         speculative = vllm_config.speculative_config
         if speculative is None:
-            raise HeadError(f"{type(self).__name__} is a draft head", "It cannot be served as a model of its own",
-                            "Pass it in --speculative-config next to its target")
+            raise HeadError(
+                f"{type(self).__name__} is a draft head",
+                "It cannot be served as a model of its own",
+                "Pass it in --speculative-config next to its target",
+            )
         self.config = speculative.draft_model_config.hf_config
         head = getattr(self.config, "model", None)  # vLLM wraps the head's config in its EAGLEConfig
         self.head_config: HeadConfig = head if isinstance(head, HeadConfig) else self.config
@@ -120,8 +123,11 @@ class DraftHead(nn.Module):
                 self._load_d2t(tensor)
                 continue
             if not tensor.isfinite().all():
-                raise HeadError(f"tensor {name} of the draft head holds NaN or infinite values",
-                                "Trained weights are finite", "Export the head again from an earlier checkpoint")
+                raise HeadError(
+                    f"tensor {name} of the draft head holds NaN or infinite values",
+                    "Trained weights are finite",
+                    "Export the head again from an earlier checkpoint",
+                )
             loaded.add(self._load(parameters, name, tensor))
         compare_tensors(expected, found)
         return loaded
@@ -161,8 +167,11 @@ def draft_target_ids(d2t: Tensor, vocab_size: int) -> Tensor:
             "If it holds absolute ids, convert the head with `vllm-eagle convert`",
         )
     if ids.unique().numel() != ids.numel():
-        raise HeadError("d2t maps two draft tokens to the same target token", "Each must have its own",
-                        "Is d2t all zeros, or absolute ids taken for offsets?")
+        raise HeadError(
+            "d2t maps two draft tokens to the same target token",
+            "Each must have its own",
+            "Is d2t all zeros, or absolute ids taken for offsets?",
+        )
     return ids
 
 

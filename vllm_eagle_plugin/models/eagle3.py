@@ -33,7 +33,9 @@ class Eagle3Model(EmbeddingBody):
             self.fc = ReplicatedLinear(fused, width, bias=head.fc_bias, return_bias=False, prefix=f"{prefix}.fc")
         self.layers = nn.ModuleList(
             DraftDecoderLayer(
-                head, vllm_config, layer_prefix(vllm_config, prefix, i),
+                head,
+                vllm_config,
+                layer_prefix(vllm_config, prefix, i),
                 input_norm=i > 0 or head.input_norm,
                 input_width=2 * width if i == 0 else None,
             )

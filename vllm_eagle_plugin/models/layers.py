@@ -29,8 +29,12 @@ class DraftAttention(nn.Module):
         ranks = get_tensor_model_parallel_world_size()
         self.head_dim = head.head_dim or head.hidden_size // head.num_attention_heads
         self.qkv_proj = QKVParallelLinear(
-            input_width, self.head_dim, head.num_attention_heads, head.num_key_value_heads,
-            bias=head.qkv_bias, prefix=f"{prefix}.qkv_proj",
+            input_width,
+            self.head_dim,
+            head.num_attention_heads,
+            head.num_key_value_heads,
+            bias=head.qkv_bias,
+            prefix=f"{prefix}.qkv_proj",
         )
         self.o_proj = RowParallelLinear(
             head.num_attention_heads * self.head_dim, head.hidden_size, bias=head.o_bias, prefix=f"{prefix}.o_proj"
@@ -45,8 +49,12 @@ class DraftAttention(nn.Module):
             self.head_dim, max_position=_max_positions(head, vllm_config), rope_parameters=head.rope_parameters
         )
         self.attn = Attention(
-            heads, self.head_dim, self.head_dim**-0.5, num_kv_heads=kv_heads,
-            cache_config=vllm_config.cache_config, prefix=f"{prefix}.attn",
+            heads,
+            self.head_dim,
+            self.head_dim**-0.5,
+            num_kv_heads=kv_heads,
+            cache_config=vllm_config.cache_config,
+            prefix=f"{prefix}.attn",
         )
 
     def forward(self, positions: Tensor, x: Tensor) -> Tensor:

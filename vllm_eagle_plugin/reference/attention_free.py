@@ -36,9 +36,8 @@ class AttentionFreeBody(nn.Module):
     def forward(self, embed: Tensor | None, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """embed [.., E] (None if unused), hidden [.., H]; what the lm_head reads and what is fed back."""
         config = self.config
-        if embed is None:
-            x = hidden
-        else:
+        x = hidden
+        if embed is not None:
             x = torch.cat((embed, hidden), -1) if config.use_hidden else embed
         if config.input_projection is not None:
             x = self.input_projection(x)

@@ -29,9 +29,7 @@ class ReferenceHead(nn.Module):
         if config.own_lm_head:
             self.lm_head = nn.Linear(config.lm_head_width, config.draft_vocab, bias=config.lm_head_bias)
         # Draft id i is target id i + d2t[i], as in the EAGLE-3 release.
-        self.register_buffer(
-            "d2t", torch.zeros(config.draft_vocab, dtype=torch.long) if config.reduced_vocab else None
-        )
+        self.register_buffer("d2t", torch.zeros(config.draft_vocab, dtype=torch.long) if config.reduced_vocab else None)
         for name in ("target_embedding", "target_lm_head", "target_lm_head_bias"):
             self.register_buffer(name, None, persistent=False)
 

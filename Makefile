@@ -1,0 +1,26 @@
+# make demo and make test set up whatever they need; nothing else is assumed but Python 3.11+ with venv.
+.PHONY: setup demo test lint bench clean
+VENV := .venv/bin
+OPENMP := $(abspath .venv/lib/libiomp5.so)
+# The OpenMP runtime that vLLM's CPU backend is built for; without it speculation is much slower.
+RUN = env LD_PRELOAD="$(wildcard $(OPENMP))$${LD_PRELOAD:+:$$LD_PRELOAD}"
+
+setup:
+	@tools/setup.sh
+
+demo: setup
+	@$(VENV)/vllm-eagle demo
+
+test: setup lint
+	$(RUN) $(VENV)/python -m pytest $(ARGS)
+
+lint: setup
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+	$(VENV)/mypy
+
+bench: setup
+	$(RUN) $(VENV)/python -m vllm_eagle_plugin.benchmarks.draft_step
+
+clean:
+	rm -rf .venv build dist *.egg-info

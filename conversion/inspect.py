@@ -1,0 +1,38 @@
+"""What a head is, on one screen, without converting it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .detect import Detection, detect
+from .source import Source, read_source
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A head's producer with the evidence for it, its tensors and its config."""
+
+    source: Source
+    detection: Detection
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "path": str(self.source.path),
+            "producer": self.detection.reader.name,
+            "summary": self.detection.reader.summary,
+            "evidence": self.detection.evidence,
+            "parameters": sum(t.numel() for t in self.source.tensors.values()),
+            "tensors": {
+                name: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")}
+                for name, t in self.source.tensors.items()
+            },
+            "config": dict(self.source.config) if self.source.config is not None else None,
+        }
+
+
+def inspect_head(head: Path, producer: str | None = None) -> Inspection:
+    """Read and recognise the head at `head`; raises `HeadError` as `convert` does."""
+    source = read_source(head)
+    return Inspection(source, detect(source, producer))

@@ -1,0 +1,98 @@
+"""The layout a head is written in: stock vLLM's where one of its classes computes exactly this head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..configs import Eagle3Config, EagleConfig, HeadConfig, TransformerHeadConfig
+from .reading import Reading
+from .target import Target
+
+#: Target families whose embedding and lm_head stock vLLM cannot find for a head.
+_NOT_STOCK_TARGETS = {"gpt2", "gemma", "gemma2", "gemma3", "gemma3_text"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is written: config.json without provenance, tensors, and whether the plugin is needed."""
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    needs_plugin: bool
+    why: str
+
+
+def choose_layout(reading: Reading, target: Target) -> Layout:
+    """Stock where possible, so that the result serves without the plugin too."""
+    obstacles = stock_obstacles(reading.config, target)
+    if not obstacles:
+        assert isinstance(reading.config, TransformerHeadConfig)
+        return Layout(_stock_config(reading.config), reading.tensors, False, "a stock vLLM class computes this head")
+    config = reading.config.to_dict()
+    config.pop("transformers_version", None)
+    return Layout(config, reading.tensors, True, f"stock vLLM lacks: {', '.join(obstacles)}")
+
+
+def stock_obstacles(config: HeadConfig, target: Target) -> list[str]:
+    """What keeps `EagleLlamaForCausalLM` or `Eagle3LlamaForCausalLM` from computing this head."""
+    if not isinstance(config, TransformerHeadConfig):
+        return ["heads without attention"]
+    lacks = {
+        "fc.bias": config.fc_bias,
+        "q/k/v biases of their own": config.qkv_bias or config.o_bias or config.mlp_bias,
+        "q/k norms": config.qk_norm,
+        "embedding scaling": config.embed_scale != 1.0,
+        "logit soft-caps": config.logit_softcap is not None,
+        "an lm_head bias": config.lm_head_bias,
+        f"a way to lend heads the weights of a {target.config.model_type} target": target.config.model_type
+        in _NOT_STOCK_TARGETS,
+    }
+    if isinstance(config, EagleConfig):
+        lacks |= {
+            "norms around EAGLE-1 layers": any(
+                (config.embed_norm, config.hidden_norm, config.input_norm, config.output_norm)
+            ),
+            "an own lm_head for EAGLE-1": config.own_lm_head,
+        }
+    elif isinstance(config, Eagle3Config):
+        lacks |= {
+            "EAGLE-3 without its norms": not (config.output_norm and config.input_norm and config.hidden_norm),
+            "EAGLE-3 without aux hidden states": not config.use_aux_hidden_state,
+        }
+    return [what for what, lacking in lacks.items() if lacking]
+
+
+def _stock_config(config: TransformerHeadConfig) -> dict[str, Any]:
+    rope = dict(config.rope_parameters or {})
+    written: dict[str, Any] = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": config.hidden_act,
+        "rms_norm_eps": config.rms_norm_eps,
+        "max_position_embeddings": config.max_position_embeddings,
+        "rope_theta": rope.get("rope_theta"),
+        "rope_parameters": rope,
+        "tie_word_embeddings": False,
+    }
+    if isinstance(config, Eagle3Config):
+        written |= {
+            "draft_vocab_size": config.draft_vocab,
+            "target_hidden_size": config.target_width,
+            "num_aux_hidden_states": config.num_aux_hidden_states,
+            "eagle_aux_hidden_state_layer_ids": config.eagle_aux_hidden_state_layer_ids,
+            "norm_before_residual": config.norm_before_residual,
+            "norm_before_fc": config.norm_before_fc,
+            "fc_norm": config.fc_norm,
+            "norm_output": config.feedback == "post_norm",
+        }
+    return written

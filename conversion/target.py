@@ -1,0 +1,133 @@
+"""The target a head is for: its shapes, its embedding and lm_head, its fingerprint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig
+
+from ..errors import HeadError
+from ..fingerprint import sample_embedding
+
+#: Names of the input embedding across model families, most common first.
+_EMBEDDINGS = (
+    "model.embed_tokens.weight",
+    "transformer.wte.weight",
+    "wte.weight",
+    "model.decoder.embed_tokens.weight",
+    "gpt_neox.embed_in.weight",
+    "model.language_model.embed_tokens.weight",
+    "embed_tokens.weight",
+)
+_LM_HEADS = ("lm_head.weight", "embed_out.weight", "language_model.lm_head.weight")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target on disk. V rows of width H in `embedding` and `lm_head`."""
+
+    name: str
+    folder: Path
+    config: PretrainedConfig
+
+    @property
+    def hidden_size(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def num_layers(self) -> int:
+        return self.config.num_hidden_layers
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @cached_property
+    def embedding(self) -> Tensor:
+        return self._tensor(_EMBEDDINGS)
+
+    @cached_property
+    def lm_head(self) -> Tensor:
+        return self.embedding if self._find(_LM_HEADS) is None else self._tensor(_LM_HEADS)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells this target from others; see `vllm_eagle_plugin.fingerprint`."""
+        return {
+            "name": self.name,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "num_hidden_layers": self.num_layers,
+            "embedding": sample_embedding(self.embedding),
+        }
+
+    @cached_property
+    def _index(self) -> dict[str, Path]:
+        index = self.folder / "model.safetensors.index.json"
+        if index.exists():
+            files = set(json.loads(index.read_text())["weight_map"].values())
+            if any(Path(name).name != name for name in files):
+                raise HeadError(f"{index} names files outside its folder", "Plain file names were expected")
+            paths = [self.folder / name for name in sorted(files)]
+        else:
+            paths = sorted(self.folder.glob("*.safetensors"))
+        if not paths:
+            raise HeadError(
+                f"the target {self.folder} has no safetensors files",
+                "Its embedding is needed to tell it from other models",
+                "Save it with `save_pretrained` or download its safetensors",
+            )
+        found = {}
+        for path in paths:
+            with safe_open(path, framework="pt") as opened:
+                found.update(dict.fromkeys(opened.keys(), path))
+        return found
+
+    def _find(self, names: tuple[str, ...]) -> str | None:
+        return next((name for name in names if name in self._index), None)
+
+    def _tensor(self, names: tuple[str, ...]) -> Tensor:
+        name = self._find(names)
+        if name is None:
+            raise HeadError(
+                f"the target {self.folder} has none of the tensors {', '.join(names)}",
+                "Its embedding table was expected under one of these names",
+            )
+        with safe_open(self._index[name], framework="pt") as opened:
+            return opened.get_tensor(name)
+
+
+def read_target(name: str) -> Target:
+    """A target from a local folder, or from the hub (its configuration and weights are downloaded)."""
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = _download(name)
+    try:
+        config = AutoConfig.from_pretrained(folder).get_text_config()
+    except (OSError, ValueError) as error:
+        raise HeadError(
+            f"the target {name} has no usable config.json: {str(error).splitlines()[0]}",
+            "A Hugging Face model folder was expected",
+        ) from None
+    for key in ("hidden_size", "vocab_size", "num_hidden_layers"):
+        if not isinstance(getattr(config, key, None), int):
+            raise HeadError(f"the target's config.json has no {key}", "A language model was expected")
+    return Target(name, folder, config)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise HeadError(
+            f"{name} is neither a folder nor a model that can be downloaded: {str(error).splitlines()[0]}",
+            "A local folder or a hub id was expected",
+        ) from None

