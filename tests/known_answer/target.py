@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, PreTrainedModel
 
-VOCAB, WIDTH, LAYERS = 24, 128, 6
+VOCAB, WIDTH, LAYERS = 24, 256, 6
 
 
 @dataclass
@@ -85,13 +85,13 @@ def build_target(
 def _config(kind: str) -> LlamaConfig | GPT2Config | Gemma2Config:
     common = {"vocab_size": VOCAB, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     if kind == "gpt2":
-        return GPT2Config(**common, n_embd=WIDTH, n_layer=LAYERS, n_head=4, n_positions=512)
+        return GPT2Config(**common, n_embd=WIDTH, n_layer=LAYERS, n_head=8, n_positions=512)
     decoder = {
         "hidden_size": WIDTH,
         "intermediate_size": 2 * WIDTH,
         "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
         "head_dim": 32,
         "max_position_embeddings": 512,
     }

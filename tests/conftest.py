@@ -1,0 +1,42 @@
+"""Targets shared by all tests of a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from .cases import SUBSET
+from .known_answer import Target, build_target
+
+
+@pytest.fixture(scope="session")
+def targets(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Target]:
+    """`targets(kind, subset)`: a known-answer target, built once."""
+    built: dict[tuple, Target] = {}
+
+    def get(kind: str = "llama", subset: int | None = None) -> Target:
+        key = (kind, subset)
+        if key not in built:
+            built[key] = build_target(tmp_path_factory.mktemp("target"), kind, subset)
+        return built[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def target_for(targets: Callable[..., Target]) -> Callable[..., Target]:
+    """The known-answer target that speaks what a head of this config can draft."""
+    return lambda config, kind="llama": targets(kind, SUBSET if config.reduced_vocab else None)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def head_folder(tmp_path: Path) -> Path:
+    return tmp_path / "head"
