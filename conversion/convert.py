@@ -13,14 +13,12 @@ import torch
 from .. import __version__
 from ..errors import HeadError
 from .detect import Detection, detect
-from .options import Options
+from .options import DTYPES, Options
 from .reading import Reading
 from .route import Layout, choose_layout
 from .source import read_source
 from .target import Target, read_target
 from .write import check_output, write_head
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -79,6 +77,7 @@ def convert(
         check_output(output, force)
     source = read_source(head)
     detection = detect(source, options.producer)
+    _check_options(detection, options)
     target = read_target(target_name)
     reading = detection.reader.read(source, target, options)
     if options.dtype is not None:
@@ -102,7 +101,16 @@ def convert(
     return Conversion(detection, reading, layout, target, output, not dry_run)
 
 
+def _check_options(detection: Detection, options: Options) -> None:
+    reader = detection.reader
+    for name in ("token_pairing", "rope_theta", "embedding"):
+        if getattr(options, name) is not None and name not in reader.options:
+            raise HeadError(
+                f"--{name.replace('_', '-')} was given for a {reader.name} head",
+                "It changes nothing in heads of this producer",
+                "Leave the option out",
+            )
+
+
 def _cast(tensor: torch.Tensor, dtype: str) -> torch.Tensor:
-    if dtype not in DTYPES:
-        raise HeadError(f"--dtype {dtype} is not known", f"One of {', '.join(DTYPES)} was expected")
     return tensor.to(DTYPES[dtype]) if tensor.is_floating_point() else tensor

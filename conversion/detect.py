@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import HeadError
+from ..errors import HeadError, UsageError
 from .readers import READERS
 from .reading import Reader
 from .source import Source
@@ -26,7 +26,7 @@ def detect(source: Source, producer: str | None = None) -> Detection:
     """
     if producer is not None:
         if producer not in READERS:
-            raise HeadError(f"--producer {producer} is not known", f"One of {', '.join(READERS)} was expected")
+            raise UsageError(f"--producer {producer} is not known", f"One of {', '.join(READERS)} was expected")
         return Detection(READERS[producer], ["named with --producer"])
     found = [Detection(reader, evidence) for reader in READERS.values() if (evidence := reader.recognise(source))]
     if len(found) == 1:

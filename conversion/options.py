@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+
+from ..errors import UsageError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -19,3 +26,13 @@ class Options:
     embedding: Path | None = None
     #: Dtype of the written weights; None keeps each tensor's own.
     dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("--token-pairing", self.token_pairing, ("next", "same")),
+            ("--dtype", self.dtype, tuple(DTYPES)),
+        ):
+            if value is not None and value not in known:
+                raise UsageError(f"{name} {value} is not known", f"One of {', '.join(known)} was expected")
+        if self.rope_theta is not None and not (math.isfinite(self.rope_theta) and self.rope_theta > 0):
+            raise UsageError(f"--rope-theta is {self.rope_theta}", "A positive number was expected")

@@ -17,6 +17,8 @@ from .options import Options
 from .source import Source
 from .target import Target
 
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
 
 @dataclass
 class Reading:
@@ -30,11 +32,17 @@ class Reading:
     notes: list[str] = field(default_factory=list)
 
     def check(self) -> None:
-        """Raise `HeadError` unless config and tensors agree exactly and every number is finite."""
+        """Raise `HeadError` unless config and tensors agree exactly and every weight is a finite number."""
         self.config.validate_head()
         compare_tensors(expected_tensors(self.config), {n: tuple(t.shape) for n, t in self.tensors.items()})
         for name, tensor in self.tensors.items():
-            if tensor.is_floating_point() and not tensor.isfinite().all():
+            if name != "d2t" and tensor.dtype not in WEIGHT_DTYPES:
+                raise HeadError(
+                    f"tensor {name} is {str(tensor.dtype).removeprefix('torch.')}",
+                    "Weights must be plain floating-point numbers",
+                    "If the head is quantised, export it before quantisation",
+                )
+            if not tensor.isfinite().all():
                 raise HeadError(
                     f"tensor {name} holds NaN or infinite values",
                     "Trained weights are finite",
@@ -58,6 +66,8 @@ class Reader:
     #: Evidence that a source is this producer's, empty if it is not.
     recognise: Callable[[Source], list[str]]
     read: Callable[[Source, Target, Options], Reading]
+    #: The `Options` beyond dtype and producer that it reads; others are refused rather than ignored.
+    options: tuple[str, ...] = ()
 
 
 class Tensors:
@@ -79,6 +89,12 @@ class Tensors:
                 "Export the head again, whole",
             )
         tensor = self._left.pop(name)
+        if not tensor.numel():
+            raise HeadError(
+                f"tensor {name} is empty ({list(tensor.shape)})",
+                "Trained weights were expected",
+                "Gather sharded weights before the export (DeepSpeed ZeRO-3: zero_to_fp32.py)",
+            )
         if shape is not None and (
             tensor.dim() != len(shape)
             or any(want not in (None, have) for want, have in zip(shape, tensor.shape, strict=True))

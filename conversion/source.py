@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import pickle
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +38,24 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "draft_state_d
 _PREFIXES = ("module.", "_orig_mod.")
 
 
+#: What the parsers of these formats have been seen to raise for cut and altered files.
+_UNREADABLE = (
+    SafetensorError,
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    pickle.UnpicklingError,
+)
+
+
 @dataclass(frozen=True)
 class Source:
     """What a head's folder or file holds."""
@@ -52,6 +73,26 @@ class Source:
     def described(self, key: str, default: Any = None) -> Any:
         """A value of the head's config.json, if it has one."""
         return (self.config or {}).get(key, default)
+
+    def number(self, key: str, kind: type = int, inside: str | None = None) -> Any:
+        """A positive number of config.json, or of the object `inside` it; None where it says nothing."""
+        value = (self.object(inside) if inside else self.config or {}).get(key)
+        if value is None:
+            return None
+        if type(value) not in (int, kind) or not (math.isfinite(value) and value > 0):
+            raise HeadError(
+                f"config.json says {key} is {value!r}",
+                f"A positive {'whole ' if kind is int else ''}number was expected",
+                "Correct config.json",
+            )
+        return value
+
+    def object(self, key: str) -> Mapping[str, Any]:
+        """An object of config.json; empty where it says nothing."""
+        value = self.described(key) or {}
+        if not isinstance(value, Mapping):
+            raise HeadError(f"config.json says {key} is {value!r}", "An object was expected", "Correct config.json")
+        return value
 
 
 def read_source(path: Path) -> Source:
@@ -74,6 +115,12 @@ def read_source(path: Path) -> Source:
                     "Pass the one file to convert instead of the folder",
                 )
             tensors[name] = tensor
+    if not tensors:
+        raise HeadError(
+            f"{', '.join(f.name for f in files)} in {path if path.is_dir() else path.parent} holds no tensors",
+            "The weights of a head were expected",
+            "Is it the right file?",
+        )
     read = (*files, config_file) if config_file.exists() else files
     return Source(path, tuple(read), strip_prefixes(tensors), _read_config(config_file))
 
@@ -129,36 +176,53 @@ def _read_config(file: Path) -> dict[str, Any] | None:
 
 
 def _read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
-    try:
-        if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118  (safe_open is no mapping)
-                    yield name, opened.get_tensor(name)
-            return
-        yield from _unwrap(file, _load(file))
-    except (SafetensorError, OSError, EOFError, zipfile.BadZipFile, ValueError, RuntimeError, KeyError) as error:
-        if isinstance(error, HeadError):
-            raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise HeadError(
-            f"{file} cannot be read: {reason}", "A whole file of tensors was expected", "Copy or download it again"
-        ) from None
-    except pickle.UnpicklingError as error:
-        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), "")
-        raise HeadError(
-            f"{file.name} is a pickle that wants to run code when loaded{': ' + reason.strip() if reason else ''}",
-            "Only plain tensors are read (weights_only=True)",
-            "Save the state dict alone: torch.save(head.state_dict(), path)",
-        ) from None
+    yield from _unwrap(file, _load(file))
 
 
 def _load(file: Path) -> Any:
+    try:
+        return _parse(file)
+    except HeadError:
+        raise
+    except _UNREADABLE as error:
+        lines = str(error).splitlines()
+        wanted = next((line for line in lines if "GLOBAL" in line or "global" in line), None)
+        if isinstance(error, pickle.UnpicklingError) and wanted:
+            raise HeadError(
+                f"{file.name} is a pickle that wants to run code when loaded: {wanted.strip()}",
+                "Only plain tensors are read (weights_only=True)",
+                "Save the state dict alone: torch.save(head.state_dict(), path)",
+            ) from None
+        raise HeadError(
+            f"{file} cannot be read: {lines[0] if lines else type(error).__name__}",
+            "A whole file of tensors was expected",
+            "Copy or download it again",
+        ) from None
+
+
+def _parse(file: Path) -> Any:
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (no mapping)
     if file.suffix == ".npz":
         with np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+            return {name: _read_array(file, arrays, name) for name in arrays.files}
     if file.suffix == ".json":
         return json.loads(file.read_text(encoding="utf-8"))
     return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _read_array(file: Path, arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    try:
+        return arrays[name]
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise HeadError(
+            f"array {name} in {file.name} holds Python objects",
+            "Only arrays of numbers are read: objects run code when loaded",
+            "Save it with a floating-point dtype",
+        ) from None
 
 
 def _unwrap(file: Path, loaded: Any) -> Iterator[tuple[str, Tensor]]:
@@ -172,19 +236,30 @@ def _unwrap(file: Path, loaded: Any) -> Iterator[tuple[str, Tensor]]:
     if not isinstance(loaded, Mapping):
         raise HeadError(f"{file.name} holds a {type(loaded).__name__}", "A dictionary of tensors was expected")
     for name, value in loaded.items():
-        tensor = _as_tensor(value)
+        tensor = _as_tensor(f"{name} in {file.name}", value)
         if tensor is not None:
             yield str(name), tensor
 
 
-def _as_tensor(value: Any) -> Tensor | None:
+def _as_tensor(what: str, value: Any) -> Tensor | None:
     if isinstance(value, Tensor):
-        return value
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value)
-    if isinstance(value, list) and value:
-        return torch.tensor(value)
-    return None  # a number beside the weights: an epoch, a step
+        if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
+            raise HeadError(
+                f"{what} is {'quantised' if value.is_quantized else f'{value.layout} on {value.device}'}",
+                "Plain dense tensors were expected",
+                "Save it as one",
+            )
+        return value.detach()
+    if not isinstance(value, np.ndarray) and not (isinstance(value, list) and value):
+        return None  # a number beside the weights: an epoch, a step
+    try:
+        return torch.from_numpy(value) if isinstance(value, np.ndarray) else torch.tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # texts, objects, rows of unequal length
+        raise HeadError(
+            f"{what} is no table of numbers: {str(error).splitlines()[0]}",
+            "Everything beside the weights but plain numbers must be left out",
+            "Save the state dict alone",
+        ) from None
 
 
 def _sha256(file: Path) -> str:

@@ -8,10 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
+from ..checkpoint import safetensors_shapes
 from ..errors import HeadError
 from ..fingerprint import sample_embedding
 
@@ -70,8 +72,13 @@ class Target:
     def _index(self) -> dict[str, Path]:
         index = self.folder / "model.safetensors.index.json"
         if index.exists():
-            files = set(json.loads(index.read_text())["weight_map"].values())
-            if any(Path(name).name != name for name in files):
+            try:
+                files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            except (OSError, ValueError, LookupError, TypeError, AttributeError):
+                raise HeadError(
+                    f"{index} is damaged", "A JSON object with a weight_map was expected", "Copy or download it again"
+                ) from None
+            if any(not isinstance(name, str) or Path(name).name != name for name in files):
                 raise HeadError(f"{index} names files outside its folder", "Plain file names were expected")
             paths = [self.folder / name for name in sorted(files)]
         else:
@@ -84,8 +91,7 @@ class Target:
             )
         found = {}
         for path in paths:
-            with safe_open(path, framework="pt") as opened:
-                found.update(dict.fromkeys(opened.keys(), path))
+            found.update(dict.fromkeys(safetensors_shapes([path]), path))
         return found
 
     def _find(self, names: tuple[str, ...]) -> str | None:
@@ -108,10 +114,10 @@ def read_target(name: str) -> Target:
     if not folder.is_dir():
         folder = _download(name)
     try:
-        config = AutoConfig.from_pretrained(folder).get_text_config()
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise HeadError(
-            f"the target {name} has no usable config.json: {str(error).splitlines()[0]}",
+            f"the target {name} has no usable config.json: {' '.join(str(error).split())}",
             "A Hugging Face model folder was expected",
         ) from None
     for key in ("hidden_size", "vocab_size", "num_hidden_layers"):

@@ -43,6 +43,7 @@ CASES: dict[str, Callable[[], HeadConfig]] = {
     "eagle": lambda: EagleConfig(**_DECODER),
     "eagle-fc-bias": lambda: EagleConfig(**_DECODER, fc_bias=True),
     "eagle-qkv-bias": lambda: EagleConfig(**_DECODER, fc_bias=True, qkv_bias=True, o_bias=True, mlp_bias=True),
+    "eagle-qkv-bias-only": lambda: EagleConfig(**_DECODER, fc_bias=True, qkv_bias=True),
     "eagle-qk-norm": lambda: EagleConfig(**_DECODER, qk_norm=True),
     "eagle-input-norm": lambda: EagleConfig(**_DECODER, input_norm=True, output_norm=True),
     "eagle-enorm-hnorm": lambda: EagleConfig(**_DECODER, embed_norm=True, hidden_norm=True),

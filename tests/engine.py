@@ -13,6 +13,9 @@ from typing import Any
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+# The models here are so small that a second thread only waits, and two engines must not fight for cores.
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @dataclass
@@ -50,6 +53,8 @@ class Engine:
         if params is None:
             params = SamplingParams(**{"temperature": 0.0, "ignore_eos": True, "detokenize": False, **sampling})
         outputs = self.llm.generate([TokensPrompt(prompt_token_ids=p) for p in prompts], params, use_tqdm=False)
+        #: Ids of the last call's requests, in order.
+        self.request_ids = [o.request_id for o in outputs]
         return [list(o.outputs[0].token_ids) for o in outputs]
 
     def counters(self) -> Counters:

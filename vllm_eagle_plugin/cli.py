@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import __version__
-from .errors import HeadError
+from .errors import HeadError, UsageError
 
 app = typer.Typer(
     name="vllm-eagle",
@@ -31,13 +31,13 @@ ProducerOption = Annotated[str | None, typer.Option(help="Who trained it, where 
 
 
 def main() -> None:
-    """Entry point: a `HeadError` becomes one line on stderr and exit code 1."""
+    """Entry point: a `HeadError` becomes one line on stderr and exit code 1, wrong usage exit code 2."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         app()
     except HeadError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
 
 
 def _version(asked: bool) -> None:
@@ -67,8 +67,8 @@ def inspect(head: HeadArgument, producer: ProducerOption = None, as_json: JsonOp
     if as_json:
         print(json.dumps(found))
         return
-    console = Console()
-    console.print(f"[bold]{found['producer']}[/]: {found['summary']}")
+    console = Console(markup=False)  # names come from files
+    console.print(f"{found['producer']}: {found['summary']}")
     console.print(f"because of {'; '.join(found['evidence'])}. {found['parameters'] / 1e6:.1f} M parameters.")
     table = Table("tensor", "shape", "dtype")
     for name, tensor in found["tensors"].items():
@@ -98,8 +98,6 @@ def convert(
     from .conversion import convert as run
     from .conversion.options import Options
 
-    if token_pairing not in (None, "next", "same"):
-        raise typer.BadParameter("must be next or same", param_hint="--token-pairing")
     done = run(
         head,
         target,
@@ -114,8 +112,8 @@ def convert(
     if as_json:
         print(json.dumps(result))
         return
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(f"[bold]{result['producer']}[/] ({'; '.join(result['evidence'])})")
+    console = Console(soft_wrap=True, highlight=False, markup=False)  # notes have brackets, names come from files
+    console.print(f"{result['producer']} ({'; '.join(result['evidence'])})")
     for note in result["notes"]:
         console.print(f"  - {note}")
     for name, why in result["dropped"].items():

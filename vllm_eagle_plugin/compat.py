@@ -73,18 +73,15 @@ def version_tuple(version: str) -> tuple[int, int]:
 
 def install() -> None:
     """Register and hook. Idempotent; never raises: see `require`."""
-    global _installed, _problem
+    global _installed
     if _installed:
         return
     _installed = True
-    try:
-        _check_version()
-        _register_names()
-        _hook_speculative_config()
-        when_imported("vllm.v1.spec_decode.eagle", _hook_eagle_proposer)
-        when_imported("vllm.utils.cpu_triton_utils", _correct_cpu_expand)
-    except Exception as error:
-        _problem = f"{type(error).__name__}: {error}" if not isinstance(error, HeadError) else str(error)
+    # Each on its own: the hook in the config must stand to report what the others found.
+    for step in (_check_version, _register_names, _hook_speculative_config):
+        _guarded(step)
+    when_imported("vllm.v1.spec_decode.eagle", _hook_eagle_proposer)
+    when_imported("vllm.utils.cpu_triton_utils", _correct_cpu_expand)
 
 
 def require() -> None:
@@ -132,10 +129,13 @@ class _ImportHook(importlib.abc.MetaPathFinder):
         return spec
 
 
-def _guarded(hook: Callable[[ModuleType], None], module: ModuleType) -> None:
+def _guarded(step: Callable[..., None], *arguments: ModuleType) -> None:
+    """Run one step; what goes wrong is kept for `require`, the first of it."""
     global _problem
     try:
-        hook(module)
+        step(*arguments)
+    except HeadError as error:
+        _problem = _problem or str(error).rstrip(".")
     except Exception as error:
         _problem = _problem or f"{type(error).__name__}: {error}"
 

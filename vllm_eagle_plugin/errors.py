@@ -12,5 +12,9 @@ class HeadError(ValueError):
         super().__init__(" ".join(_sentence(part) for part in (found, expected, action) if part))
 
 
+class UsageError(HeadError):
+    """An option with a value that no head could make right: the command line's exit code 2."""
+
+
 def _sentence(text: str) -> str:
     return text if text.endswith((".", "?", "!")) else text + "."

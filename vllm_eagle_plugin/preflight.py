@@ -7,6 +7,7 @@ worker's log or on the first request.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,21 @@ class Head:
     def config(self) -> HeadConfig | None:
         """Our config, or None for a head in a layout of stock vLLM."""
         family = HEAD_CONFIGS.get(self.raw.get("model_type", ""))
-        return None if family is None else family.from_dict(self.raw)
+        if family is None:
+            return None
+        _check_types(family, self.raw)
+        return family.from_dict(self.raw)
 
     @property
     def provenance(self) -> dict[str, Any]:
-        return self.raw.get("eagle_provenance") or {}
+        found = self.raw.get("eagle_provenance") or {}
+        if not isinstance(found, dict):
+            raise HeadError(
+                f"eagle_provenance of the draft head {self.path!r} is {found!r}",
+                "An object was expected",
+                "Convert the head again",
+            )
+        return found
 
     @property
     def method(self) -> str:
@@ -56,10 +67,37 @@ def find_head(model: Any, revision: str | None = None) -> Head | None:
             return None
     except (OSError, ValueError):
         return None  # unreadable: vLLM says so itself
-    ours = isinstance(raw, dict) and (
-        raw.get("model_type") in HEAD_CONFIGS or "method" in (raw.get("eagle_provenance") or {})
-    )
-    return Head(model, raw) if ours else None
+    if not isinstance(raw, dict):
+        return None
+    provenance = raw.get("eagle_provenance")
+    stock = isinstance(provenance, dict) and "method" in provenance
+    return Head(model, raw) if stock or raw.get("model_type") in tuple(HEAD_CONFIGS) else None
+
+
+#: Whether a value from JSON is of an annotated type.
+_TYPES: dict[str, Callable[[Any], bool]] = {
+    "None": lambda value: value is None,
+    "bool": lambda value: isinstance(value, bool),
+    "int": lambda value: type(value) is int,
+    "float": lambda value: type(value) in (int, float),
+    "str": lambda value: isinstance(value, str),
+    "list[int]": lambda value: isinstance(value, list) and all(type(item) is int for item in value),
+    "dict[str, Any]": lambda value: isinstance(value, dict),
+}
+
+
+def _check_types(family: type[HeadConfig], raw: dict[str, Any]) -> None:
+    """Refuse values of other types than the flags of `family` have, before anything computes with them."""
+    for cls in family.__mro__:
+        if not issubclass(cls, HeadConfig):
+            continue
+        for name, kind in vars(cls).get("__annotations__", {}).items():
+            if name in raw and not any(_TYPES[option](raw[name]) for option in kind.split(" | ")):
+                raise HeadError(
+                    f"{name} is {raw[name]!r} in the head's config.json",
+                    f"It must be of type {kind}",
+                    "Convert the head again, or correct it",
+                )
 
 
 def check_request(speculative: Any, head: Head) -> None:

@@ -107,4 +107,10 @@ def token_pairing(source: Source, options: Options, what: str) -> str:
     return pairing
 
 
-READER = Reader("feature", "feature-regression MLP (input_projection, regression, output_projection)", recognise, read)
+READER = Reader(
+    "feature",
+    "feature-regression MLP (input_projection, regression, output_projection)",
+    recognise,
+    read,
+    ("token_pairing", "embedding"),
+)

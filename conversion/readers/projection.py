@@ -68,5 +68,9 @@ def _floating(tensor: torch.Tensor) -> torch.Tensor:
 
 
 READER = Reader(
-    "projection", "SiLU projection of the hidden state with an own lm_head, as plain matrices", recognise, read
+    "projection",
+    "SiLU projection of the hidden state with an own lm_head, as plain matrices",
+    recognise,
+    read,
+    ("token_pairing",),
 )

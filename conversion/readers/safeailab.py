@@ -70,11 +70,11 @@ def take_layer(tensors: Tensors, taken: dict[str, Tensor], theirs: str, ours: st
     """Move one Llama-style layer over, with whatever biases it has."""
     tensors.drop(f"{theirs}.self_attn.rotary_emb.inv_freq", "computed from rope_theta")
     for name in _PROJECTIONS:
-        taken[f"{ours}.self_attn.{name}.weight"] = tensors.take(f"{theirs}.self_attn.{name}.weight")
+        taken[f"{ours}.self_attn.{name}.weight"] = tensors.take(f"{theirs}.self_attn.{name}.weight", (None, None))
         if (bias := tensors.take_if(f"{theirs}.self_attn.{name}.bias")) is not None:
             taken[f"{ours}.self_attn.{name}.bias"] = bias
     for name in ("gate_proj", "up_proj", "down_proj"):
-        taken[f"{ours}.mlp.{name}.weight"] = tensors.take(f"{theirs}.mlp.{name}.weight")
+        taken[f"{ours}.mlp.{name}.weight"] = tensors.take(f"{theirs}.mlp.{name}.weight", (None, None))
     for name in (["input_layernorm"] if input_norm else []) + ["post_attention_layernorm"]:
         taken[f"{ours}.{name}.weight"] = tensors.take(f"{theirs}.{name}.weight")
 
@@ -83,15 +83,15 @@ def decoder_flags(
     source: Source, options: Options, taken: dict[str, Tensor], target: Target, width: int, notes: list[str]
 ) -> dict[str, Any]:
     """Flags of the decoder layers. Shapes say all but how q and k/v split into heads."""
-    heads = source.described("num_attention_heads")
-    if not isinstance(heads, int) or heads <= 0:
+    heads = source.number("num_attention_heads")
+    if heads is None:
         raise HeadError(
             "config.json does not say num_attention_heads",
             "How the attention splits into heads cannot be read from shapes",
             "Put the head's config.json beside its weights",
         )
     q, k = (taken[f"layers.0.self_attn.{name}.weight"] for name in ("q_proj", "k_proj"))
-    head_dim = source.described("head_dim") or q.shape[0] // heads
+    head_dim = source.number("head_dim") or max(1, q.shape[0] // heads)
     if q.shape[0] != heads * head_dim or k.shape[0] % head_dim:
         raise HeadError(
             f"q_proj has {q.shape[0]} rows and k_proj {k.shape[0]}, which do not split into {heads} heads of {head_dim}",
@@ -102,16 +102,16 @@ def decoder_flags(
     described_kv = source.described("num_key_value_heads")
     if described_kv not in (None, kv_heads):
         notes.append(f"config.json says {described_kv} kv heads; k_proj has {kv_heads}, used")
-    theta = (
-        options.rope_theta
-        or source.described("rope_theta")
-        or (source.described("rope_parameters") or {}).get("rope_theta")
-    )
+    theta = options.rope_theta
+    if theta is None:
+        theta = source.number("rope_theta", float)
+    if theta is None:
+        theta = source.number("rope_theta", float, inside="rope_parameters")
     if theta is None:
         theta = DEFAULT_THETA
         notes.append(f"config.json has no rope_theta: {DEFAULT_THETA:g}, this producer's default")
     rope = {"rope_type": "default", "rope_theta": float(theta)}
-    scaling = source.described("rope_scaling")
+    scaling = source.object("rope_scaling")
     if scaling:
         rope |= {("rope_type" if key == "type" else key): value for key, value in scaling.items()}
     return {
@@ -120,9 +120,9 @@ def decoder_flags(
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
         "intermediate_size": taken["layers.0.mlp.gate_proj.weight"].shape[0],
-        "rms_norm_eps": source.described("rms_norm_eps", 1e-6),
+        "rms_norm_eps": source.number("rms_norm_eps", float) or 1e-6,
         "max_position_embeddings": max(
-            source.described("max_position_embeddings", 0), getattr(target.config, "max_position_embeddings", 0) or 2048
+            source.number("max_position_embeddings") or 0, getattr(target.config, "max_position_embeddings", 0) or 2048
         ),
         "rope_parameters": rope,
         "qkv_bias": "layers.0.self_attn.q_proj.bias" in taken,
@@ -130,4 +130,4 @@ def decoder_flags(
     }
 
 
-READER = Reader("safeailab-eagle", "SafeAILab EAGLE-1/2 (fc, layers.i)", recognise, read)
+READER = Reader("safeailab-eagle", "SafeAILab EAGLE-1/2 (fc, layers.i)", recognise, read, ("rope_theta",))

@@ -26,7 +26,7 @@ def recognise(source: Source) -> list[str]:
 
 def read(source: Source, target: Target, options: Options) -> Reading:
     tensors, notes = Tensors(source.tensors), []
-    fc = tensors.take("fc.weight")
+    fc = tensors.take("fc.weight", (None, None))
     width, fused = fc.shape[0], fc.shape[1]
     if fused != 3 * target.hidden_size:
         raise HeadError(
@@ -51,6 +51,12 @@ def read(source: Source, target: Target, options: Options) -> Reading:
         taken["embed_tokens.weight"] = embedding
     lm_head = tensors.take("lm_head.weight", (None, width))
     rows = lm_head.shape[0]
+    if rows > target.vocab_size:
+        raise HeadError(
+            f"lm_head.weight has {rows} rows, the target {target.vocab_size} tokens",
+            "At most as many were expected",
+            "Is this head for another target?",
+        )
     taken["lm_head.weight"] = lm_head
     if source.described("draft_vocab_size", rows) != rows:
         notes.append(
@@ -64,12 +70,18 @@ def read(source: Source, target: Target, options: Options) -> Reading:
     tensors.finish()
     layers = target.num_layers
     ids = source.described("eagle_aux_hidden_state_layer_ids") or [2, layers // 2, layers - 3]
+    if not isinstance(ids, list) or any(type(i) is not int or not 0 <= i <= layers for i in ids):
+        raise HeadError(
+            f"eagle_aux_hidden_state_layer_ids is {ids!r} in config.json",
+            f"A list of layers of the target was expected; it has {layers} layers",
+            "Is this head for another target?",
+        )
     notes.append(f"reads the target behind layers {', '.join(map(str, ids))} of {layers}")
     config = Eagle3Config(
         vocab_size=target.vocab_size,
         draft_vocab_size=rows,
         target_hidden_size=target.hidden_size,
-        eagle_aux_hidden_state_layer_ids=list(ids),
+        eagle_aux_hidden_state_layer_ids=ids,
         own_embedding=embedding is not None,
         own_lm_head=True,
         **decoder_flags(source, options, taken, target, width, notes),
@@ -79,7 +91,10 @@ def read(source: Source, target: Target, options: Options) -> Reading:
 
 def offsets(tensors: Tensors, rows: int, vocab: int, notes: list[str]) -> Tensor:
     """`d2t` as offsets, whichever way it is stored; `t2d` is checked against it and dropped."""
-    d2t = tensors.take("d2t", (rows,)).long()
+    stored = tensors.take("d2t", (rows,))
+    if stored.dtype not in (torch.int64, torch.int32, torch.int16):
+        raise HeadError(f"d2t is {str(stored.dtype).removeprefix('torch.')}", "Integers were expected")
+    d2t = stored.long()
     base = torch.arange(rows)
     ids = base + d2t
     t2d = tensors.take_if("t2d", (vocab,))
@@ -107,4 +122,4 @@ def offsets(tensors: Tensors, rows: int, vocab: int, notes: list[str]) -> Tensor
     return d2t
 
 
-READER = Reader("safeailab-eagle3", "SafeAILab EAGLE-3 (midlayer, fc, d2t)", recognise, read)
+READER = Reader("safeailab-eagle3", "SafeAILab EAGLE-3 (midlayer, fc, d2t)", recognise, read, ("rope_theta",))

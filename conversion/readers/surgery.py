@@ -58,4 +58,6 @@ def read(source: Source, target: Target, options: Options) -> Reading:
     return Reading(config, taken | head, tensors.dropped, notes)
 
 
-READER = Reader("surgery", "embedding MLP between the target's embedding and lm_head", recognise, read)
+READER = Reader(
+    "surgery", "embedding MLP between the target's embedding and lm_head", recognise, read, ("token_pairing",)
+)

@@ -187,7 +187,7 @@ def _make_attention_look_at_itself(head: ReferenceHead, target: Target, steps: i
         direction = torch.linalg.pinv(states) @ torch.ones(len(states))
         for projection in (attention.q_proj, attention.k_proj):
             if head.config.qkv_bias:
-                projection.weight.zero_()
+                projection.weight.mul_(1e-3)
                 projection.bias.fill_(0.1 if head.config.qk_norm else strength)
             else:
                 projection.weight.copy_((0.1 if head.config.qk_norm else strength) * direction)

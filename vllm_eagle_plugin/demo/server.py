@@ -30,11 +30,20 @@ class Server:
     url: str
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The answer to `body`.
+
+        Raises:
+            HeadError: the server refused; the error says why in the server's words.
+        """
         request = urllib.request.Request(
             self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=600) as answer:
-            return json.load(answer)
+        try:
+            with urllib.request.urlopen(request, timeout=600) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as refusal:
+            words = refusal.read().decode(errors="replace")[:500]
+            raise HeadError(f"{path} answered {refusal.code}: {words}") from None
 
     def metrics(self) -> dict[str, float]:
         """Counters of `/metrics`, summed over their labels; per-position ones under `name[position]`."""

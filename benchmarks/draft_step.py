@@ -1,0 +1,282 @@
+"""What a draft step costs, and that the plugin costs nothing where it is not used.
+
+    python -m vllm_eagle_plugin.benchmarks.draft_step [--width 1024] [--json FILE]
+
+**Draft step.** `propose` of the proposer that vLLM built, timed inside the running engine on full decode
+steps: a random-weight Llama target (4 layers, 32,000 tokens, bf16), greedy, k = 4, at several batch
+sizes. Attention-free heads of the target's width against the EAGLE-1 Llama head of stock vLLM. All but the
+projection head end in the target's lm_head, which at this size is most of the arithmetic. Random heads
+are hardly ever right, so every step drafts k tokens for each request; wrong drafts cost what right ones do.
+
+**Plugin unused.** Whole engine steps of plain decoding and of the stock head, with the plugin loaded
+(`VLLM_PLUGINS=eagle`) and without (`VLLM_PLUGINS=`). A ratio of 1 within its spread is what to expect.
+
+Each case is an engine in a process of its own; those that are compared are up together and take turns of
+a second or two, so that what else the machine does falls on all of them alike.
+A figure is the median of the turns' medians (lowest to highest); ratios are taken within a round of turns.
+CPU only, one thread, eager engines. Wants an idle machine: neighbours on the same memory disturb it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from subprocess import PIPE
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+K, BATCHES, VOCAB, LAYERS, PROMPT, TOKENS = 4, (1, 8, 32), 32_000, 4, 32, 7
+OURS, UNUSED = ("feature", "surgery", "projection"), ("plain", "stock")
+OFF = " without plugin"
+#: Cases that take turns.
+GROUPS = (("plain", "plain" + OFF), ("stock", "stock" + OFF, *OURS))
+#: Medians of one turn: batch size -> name -> figure.
+Figures = dict[str, dict[str, float]]
+#: case -> its turns
+Turns = dict[str, list[Figures]]
+
+
+def main(
+    width: Annotated[int, typer.Option(help="Hidden size of target and heads; a multiple of 64.", min=64)] = 1024,
+    rounds: Annotated[int, typer.Option(help="Turns of every case.", min=1)] = 6,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
+    case: Annotated[str | None, typer.Option(hidden=True, help="Be the engine of this case.")] = None,
+    models: Annotated[Path, typer.Option(hidden=True, help="Where its models are.")] = Path(),
+) -> None:
+    """Time draft steps of our heads against stock EAGLE-1, and stock vLLM with and without the plugin."""
+    if case is not None:
+        return take_turns(case, models)
+    started, load = time.monotonic(), os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        write_models(Path(folder), width)
+        turns: Turns = {}
+        for group in GROUPS:
+            turns |= run_group(group, rounds, Path(folder))
+    result = {
+        "command": shlex.join(["python", "-m", "vllm_eagle_plugin.benchmarks.draft_step", *sys.argv[1:]]),
+        "machine": {**machine(), "load_average": [load, os.getloadavg()[0]]},
+        "settings": {"width": width, "layers": LAYERS, "vocab": VOCAB, "k": K, "dtype": "bfloat16", "rounds": rounds},
+        "seconds": round(time.monotonic() - started),
+        "figures": tables(turns),
+    }
+    report(Console(highlight=False), result)
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def write_models(folder: Path, width: int) -> None:
+    """The target and one head of each kind, with random weights, in bf16."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from ..configs import AttentionFreeConfig
+    from ..reference import build_reference
+
+    torch.manual_seed(0)
+    llama = LlamaConfig(
+        vocab_size=VOCAB, hidden_size=width, intermediate_size=11 * width // 4, num_hidden_layers=LAYERS,
+        num_attention_heads=width // 64, num_key_value_heads=width // 64, max_position_embeddings=512,
+        bos_token_id=None, eos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+    LlamaForCausalLM(llama).to(torch.bfloat16).save_pretrained(folder / "target")
+    base: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": width}
+    ours = {
+        "feature": {"input_projection": width, "num_blocks": 2, "block_residual": True, "output_projection": True},
+        "surgery": {"use_hidden": False, "num_blocks": 2, "block_activation": "relu"},
+        "projection": {
+            "use_embedding": False, "input_projection": width, "input_activation": "silu", "own_lm_head": True,
+        },
+    }  # fmt: skip
+    for name, flags in ours.items():
+        head = build_reference(AttentionFreeConfig(**base, **flags)).to(torch.bfloat16)
+        head.config.save_pretrained(folder / name)
+        save_file({k: v.contiguous() for k, v in head.state_dict().items()}, folder / name / "model.safetensors")
+    # SafeAILab's layout, which stock vLLM reads: one Llama layer without its input norm, and fc.
+    llama.num_hidden_layers, llama.architectures = 1, ["LlamaForCausalLM"]
+    llama.save_pretrained(folder / "stock")
+    layer = LlamaForCausalLM(llama).to(torch.bfloat16).model.layers.state_dict()
+    tensors = {f"layers.{name}": tensor for name, tensor in layer.items() if "input_layernorm" not in name}
+    tensors["fc.weight"] = torch.randn(width, 2 * width, dtype=torch.bfloat16) * (2 * width) ** -0.5
+    save_file(tensors, folder / "stock" / "model.safetensors")
+
+
+def run_group(cases: tuple[str, ...], rounds: int, models: Path) -> Turns:
+    """Start the engines of `cases` and let them take turns, in reverse order every other round."""
+    workers = {case: start(case, models) for case in cases}
+    try:
+        turns: Turns = {case: [] for case in cases}
+        for i in track(range(-1, rounds), ", ".join(cases), console=Console(stderr=True)):
+            for case in cases if i % 2 else cases[::-1]:
+                figures = turn(case, workers[case])
+                if i >= 0:  # the first round warms up
+                    turns[case].append(figures)
+    finally:
+        for worker in workers.values():
+            worker.kill()
+            worker.wait()
+    return turns
+
+
+def start(case: str, models: Path) -> subprocess.Popen[str]:
+    module = "vllm_eagle_plugin.benchmarks.draft_step"
+    command = [sys.executable, "-m", module, "--case", case.removesuffix(OFF), "--models", str(models)]
+    environment = {
+        **os.environ,
+        "VLLM_PLUGINS": "" if case.endswith(OFF) else "eagle",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "OMP_NUM_THREADS": "1",
+    }
+    log = (models / f"{case}.log").open("w")
+    return subprocess.Popen(command, env=environment, stdin=PIPE, stdout=PIPE, stderr=log, text=True)
+
+
+def turn(case: str, worker: subprocess.Popen[str]) -> Figures:
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    worker.stdin.write("go\n")
+    worker.stdin.flush()
+    line = next((line for line in worker.stdout if line.startswith('{"plugin"')), None)
+    if line is None:
+        sys.exit(f"error: the engine of {case!r} stopped with exit code {worker.wait()}")
+    answer = json.loads(line)
+    if answer["plugin"] == case.endswith(OFF):
+        sys.exit(f"error: {case!r} ran with plugin={answer['plugin']}. Is vllm-eagle-plugin installed here?")
+    return answer["figures"]
+
+
+def take_turns(case: str, models: Path) -> None:
+    """Bring up an engine; for each line on stdin decode at all batch sizes and print the times."""
+    from vllm import LLM, SamplingParams, TokensPrompt
+
+    options: dict[str, Any] = {}
+    if case != "plain":
+        options["speculative_config"] = {"model": str(models / case), "method": "eagle", "num_speculative_tokens": K}
+    llm = LLM(
+        str(models / "target"), dtype="bfloat16", max_model_len=128, max_num_seqs=max(BATCHES),
+        max_num_batched_tokens=PROMPT * max(BATCHES), enforce_eager=True, skip_tokenizer_init=True,
+        enable_prefix_caching=False, **options,
+    )  # fmt: skip
+    probe = Probe(llm, 1 if case == "plain" else K + 1)
+    params = SamplingParams(temperature=0.0, max_tokens=TOKENS, ignore_eos=True, detokenize=False)
+    for _ in sys.stdin:
+        for batch in BATCHES:
+            prompts = [
+                TokensPrompt(prompt_token_ids=[(37 * i + 101 * j) % VOCAB for j in range(PROMPT)]) for i in range(batch)
+            ]
+            probe.batch = batch
+            llm.generate(prompts, params, use_tqdm=False)
+        answer = {"plugin": "vllm_eagle_plugin.compat" in sys.modules, "figures": probe.figures()}
+        print(json.dumps(answer), flush=True)
+
+
+class Probe:
+    """Times an engine's steps and its drafter's `propose`, in steps in which every request decodes."""
+
+    def __init__(self, llm: Any, tokens_per_request: int) -> None:
+        self.tokens_per_request, self.batch, self.full = tokens_per_request, 0, False
+        #: (batch size, figure) -> seconds
+        self.samples: dict[tuple[int, str], list[float]] = {}
+        engine = llm.llm_engine
+        runner = engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+        self.execute, runner.execute_model = runner.execute_model, self.execute_model
+        engine.step = self.timed("step", engine.step)
+        if hasattr(runner, "drafter"):
+            runner.drafter.propose = self.timed("draft", runner.drafter.propose)
+
+    def execute_model(self, scheduled: Any, *args: Any, **kwargs: Any) -> Any:
+        self.full = list(scheduled.num_scheduled_tokens.values()) == [self.tokens_per_request] * self.batch
+        return self.execute(scheduled, *args, **kwargs)
+
+    def timed(self, what: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if what == "step":
+                self.full = False
+            started = time.perf_counter()
+            result = call(*args, **kwargs)
+            if self.full:
+                self.samples.setdefault((self.batch, what), []).append(time.perf_counter() - started)
+            return result
+
+        return timed
+
+    def figures(self) -> Figures:
+        """Median milliseconds of a step, and of a drafted token, since the last call."""
+        found: Figures = {}
+        for (batch, figure), seconds in self.samples.items():
+            tokens = K if figure == "draft" else 1
+            found.setdefault(str(batch), {})[figure] = 1e3 * median(seconds) / tokens
+        self.samples.clear()
+        return found
+
+
+def tables(turns: Turns) -> dict[str, dict[str, Figures]]:
+    """The figures of all turns: title -> case -> batch size -> median, min, max."""
+    return {
+        "draft, ms per drafted token": {n: spread(turns, "draft", n) for n in ("stock", *OURS)},
+        "draft, ratio to stock EAGLE-1": {n: spread(turns, "draft", n, "stock") for n in OURS},
+        "engine step, ms": {n: spread(turns, "step", n) for n in turns},
+        "engine step, plugin unused / no plugin": {n: spread(turns, "step", n, n + OFF) for n in UNUSED},
+    }
+
+
+def spread(turns: Turns, figure: str, case: str, other: str | None = None) -> Figures:
+    """By batch size: a figure of `case`, divided by `other`'s of the same round if given."""
+    found: Figures = {}
+    for batch in map(str, BATCHES):
+        values = [taken[batch][figure] for taken in turns[case]]
+        if other is not None:
+            values = [v / taken[batch][figure] for v, taken in zip(values, turns[other], strict=True)]
+        found[batch] = {"median": round(median(values), 4), "min": round(min(values), 4), "max": round(max(values), 4)}
+    return found
+
+
+def machine() -> dict[str, Any]:
+    import torch
+    import transformers
+
+    from .. import __version__
+    from ..compat import vllm_distribution
+
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "vllm": " ".join(vllm_distribution() or ("unknown",)),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "vllm-eagle-plugin": __version__,
+        "LD_PRELOAD": os.environ.get("LD_PRELOAD", ""),
+    }
+
+
+def report(console: Console, result: dict[str, Any]) -> None:
+    for key, value in {**result["machine"], "command": result["command"]}.items():
+        console.print(f"{key:18} {value}")
+    for title, rows in result["figures"].items():
+        table = Table("", *(f"batch {b}" for b in BATCHES), title=title, title_justify="left")
+        for name, row in rows.items():
+            table.add_row(name, *(f"{c['median']:.2f} ({c['min']:.2f} to {c['max']:.2f})" for c in row.values()))
+        console.print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,96 @@
+"""vLLM versions that we do not know: heads are refused with the versions named, everything else serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import vllm_eagle_plugin
+from vllm_eagle_plugin import compat
+from vllm_eagle_plugin.errors import HeadError
+from vllm_eagle_plugin.reference import build_reference
+
+from .cases import CASES
+from .front_end import assert_refused, front_end
+from .known_answer import save_head
+
+
+@pytest.fixture
+def head(head_folder) -> Path:
+    return save_head(build_reference(CASES["feature"]()), head_folder)
+
+
+@pytest.fixture
+def fresh(monkeypatch) -> pytest.MonkeyPatch:
+    """`compat` as in a process that has not yet called `register`; vLLM as nobody has hooked it."""
+    from vllm.config.speculative import SpeculativeConfig
+
+    vllm_eagle_plugin.register()
+    monkeypatch.setattr(SpeculativeConfig, "__post_init__", SpeculativeConfig.__post_init__.__wrapped__)
+    monkeypatch.setattr(compat, "_installed", False)
+    monkeypatch.setattr(compat, "_problem", None)
+    return monkeypatch
+
+
+def assert_only_heads_are_refused(what: tuple[str, ...], head: Path, target: Path) -> None:
+    vllm_eagle_plugin.register()  # never raises
+    assert front_end(target, None).model_config.model == str(target)
+    assert front_end(target, None).speculative_config is None
+    with pytest.raises(HeadError) as caught:
+        compat.require()
+    found = " ".join(compat.vllm_distribution() or ())
+    for part in (*what, found, "its tests ran on 0.32.0", "Install one of these"):
+        assert part in str(caught.value)
+    assert_refused((*what, found), target, head)
+
+
+def test_old_vllm(fresh, head, targets):
+    fresh.setattr(compat, "vllm_distribution", lambda: ("vllm", "0.20.0"))
+    assert_only_heads_are_refused(("vllm 0.20.0 is too old", "0.29 to 0.33"), head, targets().folder)
+
+
+def test_vllm_of_no_readable_version(fresh, head, targets):
+    fresh.setattr(compat, "vllm_distribution", lambda: ("vllm", "dev"))
+    assert_only_heads_are_refused(("ValueError", "vllm dev"), head, targets().folder)
+
+
+def test_vllm_without_a_method_we_need(fresh, head, targets):
+    from vllm.v1.spec_decode.eagle import EagleProposer
+
+    fresh.delattr(EagleProposer, compat._MARK)
+    fresh.setattr(compat, "PROPOSER_METHODS", (*compat.PROPOSER_METHODS, "fly"))
+    assert_only_heads_are_refused(("EagleProposer has no fly",), head, targets().folder)
+
+
+@pytest.mark.parametrize(
+    ("proposer", "what"),
+    [
+        (type("P", (), {}), "has no load_model, propose"),
+        (type("P", (), dict.fromkeys(compat.PROPOSER_METHODS, lambda self: None)), "__init__ takes"),
+        (
+            type("P", (), {"__init__": lambda self, vllm_config, device, runner=None: None}
+                 | dict.fromkeys(compat.PROPOSER_METHODS, lambda self: None)),
+            "propose does not take common_attn_metadata",
+        ),
+    ],
+    ids=["methods", "constructor", "keywords"],
+)  # fmt: skip
+def test_proposers_of_another_shape(fresh, proposer, what):
+    module = SimpleNamespace(EagleProposer=proposer)
+    compat._guarded(compat._hook_eagle_proposer, module)
+    with pytest.raises(HeadError, match=what):
+        compat.require()
+    assert not hasattr(proposer, compat._MARK)
+
+
+def test_newer_vllm_only_warns(fresh, head, targets):
+    warnings: list[str] = []
+    fresh.setattr(compat, "vllm_distribution", lambda: ("vllm", "0.99.1"))
+    fresh.setattr(compat.logger, "warning", lambda text, *values: warnings.append(text % values))
+    vllm_eagle_plugin.register()
+    compat.require()
+    (warning,) = warnings
+    assert "not compared with vllm 0.99.1 (newest known: 0.33)" in warning
+    assert front_end(targets().folder, head).speculative_config.method == "eagle"

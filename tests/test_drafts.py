@@ -1,0 +1,94 @@
+"""vLLM's drafts against the reference's, token for token, and speculative against plain greedy output."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from vllm_eagle_plugin import record
+from vllm_eagle_plugin.configs import Eagle3Config
+from vllm_eagle_plugin.reference import draft_chain
+
+from .engine import engine
+from .known_answer import save_head
+from .random_models import HEADS, VOCAB, random_head, random_target
+
+pytestmark = pytest.mark.engine
+K = 4
+
+
+def prompts(count, longest, seed=0):
+    rng = random.Random(seed)
+    return [[rng.randrange(VOCAB) for _ in range(rng.randint(3, longest))] for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("random-target")
+    return folder, random_target(folder)
+
+
+@pytest.fixture(scope="module")
+def plain(target):
+    """Plain greedy decoding of 50 prompts, the yardstick of every head."""
+    with engine(target[0]) as running:
+        return running.generate(prompts(50, 90), max_tokens=40)
+
+
+@pytest.fixture
+def proposals():
+    """Everything proposed, as it was proposed."""
+    seen: list[record.Proposal] = []
+    record.observers.append(seen.extend)
+    yield seen
+    record.observers.clear()
+
+
+def public_id(proposal):
+    """The request's id as the user sees it; vLLM appends a suffix of its own."""
+    return proposal.request.split("-")[0]
+
+
+def reference_drafts(head, model, tokens):
+    """[T, K] what the reference drafts from each position of one text."""
+    ids = torch.tensor([tokens])
+    with torch.inference_mode():
+        states = model(ids[:, :-1], output_hidden_states=True).hidden_states
+    aux = isinstance(head.config, Eagle3Config) and head.config.use_aux_hidden_state
+    layers = head.config.eagle_aux_hidden_state_layer_ids if aux else [-1]
+    return draft_chain(head, ids, torch.cat([states[i] for i in layers], -1), K)[0]
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_drafts_and_output(name, target, plain, proposals, tmp_path):
+    """Chunked prefill throughout: no prompt of more than 32 tokens fits into one step."""
+    folder, model = target
+    head = random_head(HEADS[name], model)
+    save_head(head, tmp_path / "head")
+    asked = prompts(50, 90)
+    with engine(folder, tmp_path / "head", K, max_num_batched_tokens=160, max_num_seqs=24) as running:
+        outputs = running.generate(asked, max_tokens=40)
+        order = running.request_ids
+    assert outputs == plain
+
+    # A head with attention carries, in stock vLLM too, one mistaken token of its own KV cache behind each
+    # chunk of a prompt; its drafts are compared where the prompt came in one piece.
+    attends = not name.startswith(("feature", "surgery", "projection"))
+    compared = 0
+    first: dict[str, int] = {}
+    for proposal in proposals:
+        first.setdefault(public_id(proposal), proposal.position)
+    for request, prompt, output in zip(order, asked, outputs, strict=True):
+        tokens = prompt + output
+        expected = reference_drafts(head, model, tokens)
+        for proposal in (p for p in proposals if public_id(p) == request):
+            mid_prompt = proposal.position < len(prompt) - 1
+            if mid_prompt or (attends and first[request] < len(prompt) - 1):
+                continue
+            assert tokens[proposal.position + 1] == proposal.sampled
+            if proposal.position < len(expected):
+                assert proposal.drafts == expected[proposal.position].tolist(), f"{request} at {proposal.position}"
+                compared += K
+    assert compared >= 200
