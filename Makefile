@@ -17,7 +17,7 @@ test: setup lint
 lint: setup
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
-	$(VENV)/mypy
+	@tools/typecheck.sh
 
 bench: setup
 	$(RUN) $(VENV)/python -m vllm_eagle_plugin.benchmarks.draft_step

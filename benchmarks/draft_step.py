@@ -1,20 +1,17 @@
 """What a draft step costs, and that the plugin costs nothing where it is not used.
 
-    python -m vllm_eagle_plugin.benchmarks.draft_step [--width 1024] [--json FILE]
-
 **Draft step.** `propose` of the proposer that vLLM built, timed inside the running engine on full decode
-steps: a random-weight Llama target (4 layers, 32,000 tokens, bf16), greedy, k = 4, at several batch
-sizes. Attention-free heads of the target's width against the EAGLE-1 Llama head of stock vLLM. All but the
-projection head end in the target's lm_head, which at this size is most of the arithmetic. Random heads
-are hardly ever right, so every step drafts k tokens for each request; wrong drafts cost what right ones do.
+steps: a random-weight Llama target (4 layers, 32,000 tokens, bf16), greedy, k = 4. Attention-free heads of
+its width against the EAGLE-1 Llama head of stock vLLM. All but the projection head end in the target's
+lm_head, here most of the arithmetic. Random heads are hardly ever right; wrong drafts cost what right ones do.
 
 **Plugin unused.** Whole engine steps of plain decoding and of the stock head, with the plugin loaded
 (`VLLM_PLUGINS=eagle`) and without (`VLLM_PLUGINS=`). A ratio of 1 within its spread is what to expect.
 
 Each case is an engine in a process of its own; those that are compared are up together and take turns of
-a second or two, so that what else the machine does falls on all of them alike.
-A figure is the median of the turns' medians (lowest to highest); ratios are taken within a round of turns.
-CPU only, one thread, eager engines. Wants an idle machine: neighbours on the same memory disturb it.
+a few seconds, so that what else the machine does falls on all of them alike. A figure is the median of the
+turns' medians (lowest to highest); ratios are taken within a round of turns. What differs from process to
+process (its core, its memory) is not in that range: run it again, on an idle machine. CPU only, one thread, eager.
 """
 
 from __future__ import annotations
@@ -22,15 +19,16 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shlex
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from subprocess import PIPE
+from subprocess import PIPE, Popen
 from typing import Annotated, Any
 
 import typer
@@ -40,39 +38,36 @@ from rich.table import Table
 
 K, BATCHES, VOCAB, LAYERS, PROMPT, TOKENS = 4, (1, 8, 32), 32_000, 4, 32, 7
 OURS, UNUSED = ("feature", "surgery", "projection"), ("plain", "stock")
-OFF = " without plugin"
-#: Cases that take turns.
+OFF, MODULE = " without plugin", "vllm_eagle_plugin.benchmarks.draft_step"
+PLUGIN = "vllm_eagle_plugin.compat"  # imported where the plugin is loaded
 GROUPS = (("plain", "plain" + OFF), ("stock", "stock" + OFF, *OURS))
-#: Medians of one turn: batch size -> name -> figure.
+#: Medians of one turn, batch size -> name -> figure; and case -> its turns.
 Figures = dict[str, dict[str, float]]
-#: case -> its turns
 Turns = dict[str, list[Figures]]
 
 
 def main(
     width: Annotated[int, typer.Option(help="Hidden size of target and heads; a multiple of 64.", min=64)] = 1024,
-    rounds: Annotated[int, typer.Option(help="Turns of every case.", min=1)] = 6,
+    rounds: Annotated[int, typer.Option(help="Turns of every case.", min=1)] = 4,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
     case: Annotated[str | None, typer.Option(hidden=True, help="Be the engine of this case.")] = None,
     models: Annotated[Path, typer.Option(hidden=True, help="Where its models are.")] = Path(),
 ) -> None:
     """Time draft steps of our heads against stock EAGLE-1, and stock vLLM with and without the plugin."""
     if case is not None:
-        return take_turns(case, models)
-    started, load = time.monotonic(), os.getloadavg()[0]
+        take_turns(case, models)
+        return
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         write_models(Path(folder), width)
-        turns: Turns = {}
-        for group in GROUPS:
-            turns |= run_group(group, rounds, Path(folder))
+        turns = {k: v for group in GROUPS for k, v in run_group(group, rounds, Path(folder)).items()}
     result = {
-        "command": shlex.join(["python", "-m", "vllm_eagle_plugin.benchmarks.draft_step", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", MODULE, *sys.argv[1:]]),
         "machine": {**machine(), "load_average": [load, os.getloadavg()[0]]},
         "settings": {"width": width, "layers": LAYERS, "vocab": VOCAB, "k": K, "dtype": "bfloat16", "rounds": rounds},
-        "seconds": round(time.monotonic() - started),
         "figures": tables(turns),
     }
-    report(Console(highlight=False), result)
+    report(result)
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(result, indent=2) + "\n")
@@ -88,19 +83,14 @@ def write_models(folder: Path, width: int) -> None:
     from ..reference import build_reference
 
     torch.manual_seed(0)
-    llama = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=width, intermediate_size=11 * width // 4, num_hidden_layers=LAYERS,
-        num_attention_heads=width // 64, num_key_value_heads=width // 64, max_position_embeddings=512,
-        bos_token_id=None, eos_token_id=None, pad_token_id=None,
-    )  # fmt: skip
-    LlamaForCausalLM(llama).to(torch.bfloat16).save_pretrained(folder / "target")
     base: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": width}
-    ours = {
+    decoder: dict[str, Any] = {"intermediate_size": 11 * width // 4, "num_attention_heads": width // 64}
+    llama = LlamaConfig(**base, **decoder, num_hidden_layers=LAYERS, bos_token_id=None, eos_token_id=None)
+    LlamaForCausalLM(llama).to(torch.bfloat16).save_pretrained(folder / "target")
+    ours: dict[str, dict[str, Any]] = {
         "feature": {"input_projection": width, "num_blocks": 2, "block_residual": True, "output_projection": True},
         "surgery": {"use_hidden": False, "num_blocks": 2, "block_activation": "relu"},
-        "projection": {
-            "use_embedding": False, "input_projection": width, "input_activation": "silu", "own_lm_head": True,
-        },
+        "projection": {"input_projection": width, "input_activation": "silu", "use_embedding": False, "own_lm_head": True},
     }  # fmt: skip
     for name, flags in ours.items():
         head = build_reference(AttentionFreeConfig(**base, **flags)).to(torch.bfloat16)
@@ -118,11 +108,11 @@ def write_models(folder: Path, width: int) -> None:
 def run_group(cases: tuple[str, ...], rounds: int, models: Path) -> Turns:
     """Start the engines of `cases` and let them take turns, in reverse order every other round."""
     workers = {case: start(case, models) for case in cases}
+    turns: Turns = {case: [] for case in cases}
     try:
-        turns: Turns = {case: [] for case in cases}
         for i in track(range(-1, rounds), ", ".join(cases), console=Console(stderr=True)):
             for case in cases if i % 2 else cases[::-1]:
-                figures = turn(case, workers[case])
+                figures = turn(case, workers[case], models)
                 if i >= 0:  # the first round warms up
                     turns[case].append(figures)
     finally:
@@ -132,31 +122,24 @@ def run_group(cases: tuple[str, ...], rounds: int, models: Path) -> Turns:
     return turns
 
 
-def start(case: str, models: Path) -> subprocess.Popen[str]:
-    module = "vllm_eagle_plugin.benchmarks.draft_step"
-    command = [sys.executable, "-m", module, "--case", case.removesuffix(OFF), "--models", str(models)]
-    environment = {
-        **os.environ,
-        "VLLM_PLUGINS": "" if case.endswith(OFF) else "eagle",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "OMP_NUM_THREADS": "1",
-    }
-    log = (models / f"{case}.log").open("w")
-    return subprocess.Popen(command, env=environment, stdin=PIPE, stdout=PIPE, stderr=log, text=True)
+def start(case: str, models: Path) -> Popen[str]:
+    command = [sys.executable, "-m", MODULE, "--case", case.removesuffix(OFF), "--models", str(models)]
+    settings = {"VLLM_PLUGINS": "" if case.endswith(OFF) else "eagle", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    settings |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "OMP_NUM_THREADS": "1"}
+    with (models / f"{case}.log").open("w") as log:
+        return Popen(command, env={**os.environ, **settings}, stdin=PIPE, stdout=PIPE, stderr=log, text=True)
 
 
-def turn(case: str, worker: subprocess.Popen[str]) -> Figures:
-    assert worker.stdin is not None
-    assert worker.stdout is not None
+def turn(case: str, worker: Popen[str], models: Path) -> Figures:
+    assert worker.stdin is not None and worker.stdout is not None  # noqa: PT018
     worker.stdin.write("go\n")
     worker.stdin.flush()
     line = next((line for line in worker.stdout if line.startswith('{"plugin"')), None)
     if line is None:
-        sys.exit(f"error: the engine of {case!r} stopped with exit code {worker.wait()}")
+        log = (models / f"{case}.log").read_text(errors="replace")[-3000:]
+        sys.exit(f"error: the engine of {case!r} stopped with exit code {worker.wait()}:\n{log}")
     answer = json.loads(line)
-    if answer["plugin"] == case.endswith(OFF):
+    if answer["plugin"] is case.endswith(OFF):
         sys.exit(f"error: {case!r} ran with plugin={answer['plugin']}. Is vllm-eagle-plugin installed here?")
     return answer["figures"]
 
@@ -168,22 +151,17 @@ def take_turns(case: str, models: Path) -> None:
     options: dict[str, Any] = {}
     if case != "plain":
         options["speculative_config"] = {"model": str(models / case), "method": "eagle", "num_speculative_tokens": K}
-    llm = LLM(
-        str(models / "target"), dtype="bfloat16", max_model_len=128, max_num_seqs=max(BATCHES),
-        max_num_batched_tokens=PROMPT * max(BATCHES), enforce_eager=True, skip_tokenizer_init=True,
-        enable_prefix_caching=False, **options,
-    )  # fmt: skip
+    options |= {"max_num_seqs": max(BATCHES), "max_num_batched_tokens": PROMPT * max(BATCHES), "max_model_len": 128}
+    options |= {"dtype": "bfloat16", "enforce_eager": True, "skip_tokenizer_init": True, "enable_prefix_caching": False}
+    llm = LLM(str(models / "target"), **options)
     probe = Probe(llm, 1 if case == "plain" else K + 1)
     params = SamplingParams(temperature=0.0, max_tokens=TOKENS, ignore_eos=True, detokenize=False)
     for _ in sys.stdin:
         for batch in BATCHES:
-            prompts = [
-                TokensPrompt(prompt_token_ids=[(37 * i + 101 * j) % VOCAB for j in range(PROMPT)]) for i in range(batch)
-            ]
             probe.batch = batch
-            llm.generate(prompts, params, use_tqdm=False)
-        answer = {"plugin": "vllm_eagle_plugin.compat" in sys.modules, "figures": probe.figures()}
-        print(json.dumps(answer), flush=True)
+            prompts = [[(37 * i + 101 * j) % VOCAB for j in range(PROMPT)] for i in range(batch)]
+            llm.generate([TokensPrompt(prompt_token_ids=p) for p in prompts], params, use_tqdm=False)
+        print(json.dumps({"plugin": PLUGIN in sys.modules, "figures": probe.figures()}), flush=True)
 
 
 class Probe:
@@ -206,8 +184,7 @@ class Probe:
 
     def timed(self, what: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
-            if what == "step":
-                self.full = False
+            self.full &= what == "draft"  # a step has yet to show what it does
             started = time.perf_counter()
             result = call(*args, **kwargs)
             if self.full:
@@ -220,8 +197,7 @@ class Probe:
         """Median milliseconds of a step, and of a drafted token, since the last call."""
         found: Figures = {}
         for (batch, figure), seconds in self.samples.items():
-            tokens = K if figure == "draft" else 1
-            found.setdefault(str(batch), {})[figure] = 1e3 * median(seconds) / tokens
+            found.setdefault(str(batch), {})[figure] = 1e3 * median(seconds) / (K if figure == "draft" else 1)
         self.samples.clear()
         return found
 
@@ -243,34 +219,26 @@ def spread(turns: Turns, figure: str, case: str, other: str | None = None) -> Fi
         values = [taken[batch][figure] for taken in turns[case]]
         if other is not None:
             values = [v / taken[batch][figure] for v, taken in zip(values, turns[other], strict=True)]
-        found[batch] = {"median": round(median(values), 4), "min": round(min(values), 4), "max": round(max(values), 4)}
+        found[batch] = {f.__name__: round(f(values), 4) for f in (median, min, max)}
     return found
 
 
 def machine() -> dict[str, Any]:
-    import torch
-    import transformers
+    from ..compat import vllm_distribution  # not at the top: that it is imported tells that the plugin is loaded
 
-    from .. import __version__
-    from ..compat import vllm_distribution
-
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cpu": f"{len(os.sched_getaffinity(0))} x {(names or ['unknown'])[0]}",
         "python": platform.python_version(),
         "vllm": " ".join(vllm_distribution() or ("unknown",)),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "vllm-eagle-plugin": __version__,
+        **{name: version(name) for name in ("torch", "transformers", "vllm-eagle-plugin")},
         "LD_PRELOAD": os.environ.get("LD_PRELOAD", ""),
     }
 
 
-def report(console: Console, result: dict[str, Any]) -> None:
-    for key, value in {**result["machine"], "command": result["command"]}.items():
-        console.print(f"{key:18} {value}")
+def report(result: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    console.print({"command": result["command"], **result["machine"], **result["settings"]})
     for title, rows in result["figures"].items():
         table = Table("", *(f"batch {b}" for b in BATCHES), title=title, title_justify="left")
         for name, row in rows.items():

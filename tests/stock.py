@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 
-from vllm_eagle_plugin.reference import ReferenceHead
+if TYPE_CHECKING:
+    from vllm_eagle_plugin.reference import ReferenceHead
 
 
 def save_stock_eagle(head: ReferenceHead, folder: Path) -> Path:

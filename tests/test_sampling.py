@@ -80,7 +80,7 @@ def test_sampling_follows_the_target(name, drafting, target, tmp_path):
         texts = running.generate([PROMPT] * SAMPLES, max_tokens=TOKENS, temperature=1.0)
         counters = running.counters()
     assert_lossless(texts, target)
-    assert 0.2 < counters.accepted / counters.draft_tokens < 0.95, "both acceptance and rejection must be exercised"
+    assert 0.05 < counters.accepted / counters.draft_tokens < 0.95, "both acceptance and rejection must be exercised"
 
 
 def test_plain_sampling_is_the_null(target):

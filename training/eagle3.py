@@ -52,6 +52,7 @@ def new_eagle3(target: str, conversations: list[Conversation], draft_vocab: int)
     )
     head, teacher = build_reference(config), Teacher(target, config)
     frequent = token_counts(conversations, config.vocab_size).topk(draft_vocab).indices.sort().values
+    assert head.d2t is not None  # a reduced vocabulary has one
     with torch.no_grad():
         head.d2t.copy_(frequent - torch.arange(draft_vocab))
         head.lm_head.weight.copy_(teacher.lm_head[frequent])

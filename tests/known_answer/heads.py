@@ -65,10 +65,12 @@ def target_states(config: HeadConfig, target: Target, tokens: Tensor) -> Tensor:
 
 def _randomise(head: ReferenceHead, config: HeadConfig) -> None:
     for name, parameter in head.named_parameters():
-        if parameter.dim() == 1 and ("norm" in name or name.startswith("body.blocks")) and name.endswith("weight"):
+        if name.startswith("body.blocks") and name.endswith("weight") and parameter.dim() == 1:
+            parameter.copy_(4 * _signs(parameter.numel()) * (torch.rand_like(parameter) + 0.5))  # outweighs a residual
+        elif parameter.dim() == 1 and "norm" in name:
             parameter.copy_(_signs(parameter.numel()) * (torch.rand_like(parameter) + 0.5))
         elif name.endswith("bias"):
-            parameter.normal_()
+            parameter.normal_(std=3)
         elif parameter.dim() == 2:
             parameter.normal_(std=1.5 * parameter.shape[1] ** -0.5)
     if config.own_embedding:
