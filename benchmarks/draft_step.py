@@ -232,7 +232,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "vllm": " ".join(vllm_distribution() or ("unknown",)),
         **{name: version(name) for name in ("torch", "transformers", "vllm-eagle-plugin")},
-        "LD_PRELOAD": os.environ.get("LD_PRELOAD", ""),
+        "preloaded": [Path(library).name for library in os.environ.get("LD_PRELOAD", "").split(":")],
     }
 
 

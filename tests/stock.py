@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,10 @@ def main() -> None:
     from .engine import engine
 
     with engine(job["target"], job.get("head"), job.get("k", 3), max_num_seqs=64, **job.get("options", {})) as running:
+        calls = []
+        sys.setprofile(lambda frame, event, _: calls.append(frame.f_code.co_filename) if event == "call" else None)
         greedy = running.generate(job.get("prompts", []), max_tokens=30) if job.get("prompts") else []
+        sys.setprofile(None)
         counters = running.counters()
         sampled = []
         if job.get("samples"):
@@ -59,7 +63,20 @@ def main() -> None:
             asked = [job["sampled_prompt"]] * job["samples"]
             sampled = running.generate(asked, max_tokens=job["sampled_tokens"], temperature=1.0)
     ours = sorted(name for name in sys.modules if name.startswith("vllm_eagle_plugin."))
-    print(json.dumps({"greedy": greedy, "counters": vars(counters), "sampled": sampled, "modules": ours}))
+    package = str(Path(find_spec("vllm_eagle_plugin").origin).parent)
+    ours_called = sum(name.startswith(package) for name in calls)
+    print(
+        json.dumps(
+            {
+                "calls": len(calls),
+                "plugin_calls": ours_called,
+                "greedy": greedy,
+                "counters": vars(counters),
+                "sampled": sampled,
+                "modules": ours,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -45,6 +45,8 @@ def test_same_tokens_and_counters(speculative, targets, tmp_path):
     assert not without["modules"]
     assert "vllm_eagle_plugin.compat" in with_plugin["modules"]
     assert not any("models" in name for name in with_plugin["modules"])
+    assert with_plugin["calls"] > 1000
+    assert with_plugin["plugin_calls"] == 0, "a step without our heads must not pass through our code"
     assert with_plugin["greedy"] == without["greedy"]
     assert with_plugin["counters"] == without["counters"]
     if speculative == "stock eagle":
