@@ -139,6 +139,11 @@ class AttentionFreeConfig(HeadConfig):
     method = "eagle"
     architecture = "EagleAttentionFreeForCausalLM"
 
+    # There is no attention; vLLM still asks whether these divide by the tensor parallel size.
+    num_attention_heads: int = 960
+    num_key_value_heads: int = 960
+    head_dim: int | None = 64
+
     use_embedding: bool = True
     use_hidden: bool = True
     #: E; None means H.
