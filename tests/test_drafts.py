@@ -92,3 +92,22 @@ def test_drafts_and_output(name, target, plain, proposals, tmp_path):
                 assert proposal.drafts == expected[proposal.position].tolist(), f"{request} at {proposal.position}"
                 compared += K
     assert compared >= 200
+
+
+@pytest.mark.parametrize("name", ["feature", "eagle"])
+def test_bfloat16_differs_only_where_tokens_are_tied(name, target, tmp_path):
+    """One row and several at once round differently in bf16; where that shows, the two tokens were tied."""
+    folder, model = target
+    save_head(random_head(HEADS[name], model), tmp_path / "head")
+    asked = prompts(50, 90)
+    with engine(folder, dtype="bfloat16") as running:
+        plain = running.generate(asked, max_tokens=40)
+    with engine(folder, tmp_path / "head", K, dtype="bfloat16") as running:
+        outputs = running.generate(asked, max_tokens=40)
+    assert sum(a == b for a, b in zip(plain, outputs, strict=True)) >= 45
+    for prompt, one, other in zip(asked, plain, outputs, strict=True):
+        if one != other:
+            first = next(i for i in range(len(one)) if one[i] != other[i])
+            with torch.inference_mode():
+                logits = model(torch.tensor([prompt + one[:first]])).logits[0, -1]
+            assert abs(logits[one[first]] - logits[other[first]]) < 0.02 * logits.std()
