@@ -60,7 +60,6 @@ def test_attention_is_torchs(target_for):
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        ("feature", "body.blocks.5.weight"),
         ("surgery", "body.blocks.2.weight"),
         ("projection", "body.input_projection.bias"),
         ("eagle-fc-bias", "fc.bias"),
