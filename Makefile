@@ -20,7 +20,7 @@ lint: setup
 	@tools/typecheck.sh
 
 bench: setup
-	$(RUN) $(VENV)/python -m vllm_eagle_plugin.benchmarks.draft_step
+	$(RUN) $(VENV)/python -m vllm_eagle_plugin.benchmarks.draft_step --json benchmarks/results/draft_step.json
 
 clean:
 	rm -rf .venv build dist *.egg-info
