@@ -1,1 +1,1 @@
-"""A small trainer: from a target alone to a head in a published layout."""
+"""Training: from a target alone to a head that `convert` reads. Needs no vLLM."""

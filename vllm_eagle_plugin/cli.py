@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.table import Table
 
 from . import __version__
 from .errors import HeadError, UsageError
+from .training.cli import train_app
 
 app = typer.Typer(
     name="vllm-eagle",
@@ -22,7 +23,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-train_app = typer.Typer(help="Make a head from the target alone.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 
 HeadArgument = Annotated[Path, typer.Argument(metavar="HEAD", help="Folder or file of the trained head.")]
@@ -145,39 +145,6 @@ def demo(
         print(build_target(prepare / "target"))
         return
     run_demo(work, head, k)
-
-
-@train_app.command("data")
-def train_data(
-    target: Annotated[str, typer.Option(help="The model to learn: a folder or a hub id.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the shards.")],
-    shards: Annotated[int, typer.Option(min=1)] = 8,
-) -> None:
-    """Let the target write conversations to learn from; goes on where it stopped."""
-    from .training.data import write_conversations
-
-    for figures in write_conversations(target, output, shards):
-        _log(figures)
-
-
-@train_app.command("eagle3")
-def train_eagle3(
-    target: Annotated[str, typer.Option(help="The model to learn: a folder or a hub id.")],
-    data: Annotated[Path, typer.Option(help="Folder of shards from `train data`.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the head and its log.")],
-    draft_vocab: Annotated[int, typer.Option(min=1)] = 8000,
-    epochs: Annotated[int, typer.Option(min=1)] = 3,
-    learning_rate: Annotated[float, typer.Option(min=0)] = 1.5e-3,
-) -> None:
-    """Train an EAGLE-3 head and write it in SafeAILab's layout."""
-    from .training.eagle3 import train_eagle3 as run
-    from .training.trainer import Schedule
-
-    run(target, data, output, draft_vocab, Schedule(epochs=epochs, learning_rate=learning_rate))
-
-
-def _log(figures: dict[str, Any]) -> None:
-    print(json.dumps(figures), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

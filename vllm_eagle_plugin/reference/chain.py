@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,12 +12,21 @@ from ..configs import AttentionFreeConfig
 from .base import ReferenceHead
 
 
-class ChainStep(NamedTuple):
-    """One step of all chains: lm_head input [B, T, *], draft logits [B, T, Vd], drafted target ids [B, T]."""
+class ChainStep:
+    """One step of all chains. `logits` [B, T, Vd] and `drafts` [B, T] (target ids) are computed when asked for."""
 
-    features: Tensor
-    logits: Tensor
-    drafts: Tensor
+    def __init__(self, head: ReferenceHead, features: Tensor) -> None:
+        self._head = head
+        #: What goes into the lm_head, [B, T, *].
+        self.features = features
+
+    @cached_property
+    def logits(self) -> Tensor:
+        return self._head.logits(self.features)
+
+    @cached_property
+    def drafts(self) -> Tensor:
+        return self._head.target_ids(self.logits.argmax(-1))
 
 
 def unroll(
@@ -26,12 +35,14 @@ def unroll(
     hidden: Tensor,
     steps: int,
     choose: Callable[[int, Tensor], Tensor] | None = None,
+    text: Tensor | None = None,
 ) -> Iterator[ChainStep]:
     """Draft `steps` tokens from each of the first T positions of `tokens` [B, T + 1].
 
     `hidden` [B, T, *] is what the target computed at those positions. The chain that starts at p has
     seen tokens up to p + 1 (the target's own next token) and drafts p + 2, p + 3, ... `choose(step,
     logits)` picks what the next step is fed, as target ids; by default the argmax (greedy drafting).
+    With `text` [B, T + steps or more], the tokens that do stand there are fed: training-time test.
     """
     lagging = isinstance(head.config, AttentionFreeConfig) and head.config.token_pairing == "same"
     batch, length = hidden.shape[:2]
@@ -40,10 +51,13 @@ def unroll(
     previous, current = tokens[:, :-1], tokens[:, 1:]
     for step in range(steps):
         out, state = head(previous if lagging else current, state, memory)
-        logits = head.logits(out)
-        drafts = head.target_ids(logits.argmax(-1))
-        yield ChainStep(out, logits, drafts)
-        previous, current = current, drafts if choose is None else choose(step, logits)
+        done = ChainStep(head, out)
+        yield done
+        previous = current
+        if text is not None:
+            current = text[:, step + 2 : step + 2 + length]
+        elif step + 1 < steps:
+            current = done.drafts if choose is None else choose(step, done.logits)
 
 
 @torch.inference_mode()

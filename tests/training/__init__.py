@@ -1,0 +1,1 @@
+"""Training, on targets so small that a head learns their language in seconds."""

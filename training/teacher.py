@@ -1,0 +1,94 @@
+"""The frozen target: what it hands a head over, and what it would say."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from ..conversion.target import Target
+from ..errors import HeadError
+
+#: Bytes of each of the pieces of a weight file that make up its digest.
+_PIECE, _PIECES = 1 << 16, 32
+
+
+class States(NamedTuple):
+    """Of tokens [B, T]: what the head reads [B, T, *], and the last hidden states [B, T, H]."""
+
+    hidden: Tensor
+    last: Tensor
+
+
+class Teacher:
+    """A target in evaluation mode on one device.
+
+    `layers` are the aux layers a head fuses (vLLM's count: the residual stream behind i layers); None
+    for heads that read the last hidden state, behind the final norm.
+    """
+
+    def __init__(self, target: Target, layers: list[int] | None, dtype: torch.dtype, device: torch.device) -> None:
+        if layers is not None and not all(0 <= layer < target.num_layers for layer in layers):
+            raise HeadError(
+                f"the head is to fuse layers {layers} of a target that has {target.num_layers}",
+                f"Layers 0 to {target.num_layers - 1} can be read",
+                "Set head.layer_ids in the recipe",
+            )
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(target.folder, dtype=dtype)
+        self.model = model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
+        self.layers = layers
+        self.embedding: Tensor = model.get_input_embeddings().weight
+        output = model.get_output_embeddings()
+        self.lm_head: Tensor = output.weight
+        self.lm_head_bias: Tensor | None = getattr(output, "bias", None)
+        self.softcap: float | None = getattr(target.config, "final_logit_softcapping", None)
+
+    @torch.no_grad()
+    def __call__(self, ids: Tensor) -> States:
+        """States at ids [B, T], padded on the right (what stands behind a token does not change it)."""
+        states = self.model.base_model(ids, output_hidden_states=True, use_cache=False).hidden_states
+        return States(
+            states[-1] if self.layers is None else torch.cat([states[i] for i in self.layers], -1), states[-1]
+        )
+
+    @torch.no_grad()
+    def logits(self, last: Tensor) -> Tensor:
+        """Last hidden states [.., H] to logits [.., V], fp32."""
+        logits = nn.functional.linear(last, self.lm_head, self.lm_head_bias).float()
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+
+def identify(target: Target) -> dict[str, Any]:
+    """What tells a target from any other: its shapes, and a digest of its files.
+
+    The digest reads pieces spread over each weight file, so that it is quick for any size; a model
+    trained further differs in them all.
+    """
+    return {
+        "name": Path(target.name).name,
+        "vocab_size": target.vocab_size,
+        "hidden_size": target.hidden_size,
+        "num_hidden_layers": target.num_layers,
+        "digest": _digest(sorted(target.folder.glob("*.safetensors"))),
+    }
+
+
+def same_target(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two identities are of the same weights, wherever they lie."""
+    return {**one, "name": ""} == {**other, "name": ""}
+
+
+def _digest(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(str(size).encode())
+        with file.open("rb") as opened:
+            for piece in range(_PIECES):
+                opened.seek(max(0, size - _PIECE) * piece // (_PIECES - 1))
+                digest.update(opened.read(_PIECE))
+    return digest.hexdigest()
