@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
-
-from torch import Tensor
 
 from ..configs import Eagle3Config, EagleConfig, HeadConfig, TransformerHeadConfig
 from .reading import Reading
+from .stored import Stored
 from .target import Target
 
 #: Target families whose embedding and lm_head stock vLLM cannot find for a head.
@@ -20,9 +19,11 @@ class Layout:
     """What is written: config.json without provenance, tensors, and whether the plugin is needed."""
 
     config: dict[str, Any]
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Stored]
     needs_plugin: bool
     why: str
+    #: Settings of the serve command that this head needs.
+    speculative: dict[str, Any] = field(default_factory=dict)
 
 
 def choose_layout(reading: Reading, target: Target) -> Layout:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import safe_open
-from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
 from ..checkpoint import safetensors_shapes
 from ..errors import HeadError
 from ..fingerprint import sample_embedding
+from .hub import download
+from .parse import read_tensors
+from .stored import Stored
 
 #: Names of the input embedding across model families, most common first.
 _EMBEDDINGS = (
@@ -51,11 +52,11 @@ class Target:
         return self.config.vocab_size
 
     @cached_property
-    def embedding(self) -> Tensor:
+    def embedding(self) -> Stored:
         return self._tensor(_EMBEDDINGS)
 
     @cached_property
-    def lm_head(self) -> Tensor:
+    def lm_head(self) -> Stored:
         return self.embedding if self._find(_LM_HEADS) is None else self._tensor(_LM_HEADS)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -65,7 +66,7 @@ class Target:
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
             "num_hidden_layers": self.num_layers,
-            "embedding": sample_embedding(self.embedding),
+            "embedding": sample_embedding(self.embedding.load()),
         }
 
     @cached_property
@@ -97,43 +98,31 @@ class Target:
     def _find(self, names: tuple[str, ...]) -> str | None:
         return next((name for name in names if name in self._index), None)
 
-    def _tensor(self, names: tuple[str, ...]) -> Tensor:
+    def _tensor(self, names: tuple[str, ...]) -> Stored:
         name = self._find(names)
         if name is None:
             raise HeadError(
                 f"the target {self.folder} has none of the tensors {', '.join(names)}",
                 "Its embedding table was expected under one of these names",
+                "Is it a language model, saved whole?",
             )
-        with safe_open(self._index[name], framework="pt") as opened:
-            return opened.get_tensor(name)
+        return read_tensors(self._index[name])[name]
 
 
 def read_target(name: str) -> Target:
     """A target from a local folder, or from the hub (its configuration and weights are downloaded)."""
     folder = Path(name)
     if not folder.is_dir():
-        folder = _download(name)
+        folder = download(name, ["*.json", "*.safetensors"])
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
     except (OSError, ValueError, StrictDataclassError) as error:
         raise HeadError(
             f"the target {name} has no usable config.json: {' '.join(str(error).split())}",
             "A Hugging Face model folder was expected",
+            "Check --target",
         ) from None
     for key in ("hidden_size", "vocab_size", "num_hidden_layers"):
         if not isinstance(getattr(config, key, None), int):
-            raise HeadError(f"the target's config.json has no {key}", "A language model was expected")
+            raise HeadError(f"the target's config.json has no {key}", "A language model was expected", "Check --target")
     return Target(name, folder, config)
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise HeadError(
-            f"{name} is neither a folder nor a model that can be downloaded: {str(error).splitlines()[0]}",
-            "A local folder or a hub id was expected",
-        ) from None

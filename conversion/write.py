@@ -1,21 +1,32 @@
-"""Writing a converted head: whole or not at all, and the same bytes for the same input."""
+"""Writing a converted head: whole or not at all, and the same bytes for the same input.
+
+Tensors go from file to file in pieces, checked on the way, so that memory does not grow with the head.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
+import torch
+from safetensors import SafetensorError, safe_open
 
 from ..errors import HeadError
+from .stored import Stored
+from .values import Range
 
 #: All that a folder of ours holds; with anything else in it, it is not ours to replace.
-WRITTEN = {"config.json", "model.safetensors"}
+WRITTEN = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+_KINDS = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.bool: "BOOL",
+}  # fmt: skip
+Progress = Callable[[int], None]
 
 
 def check_output(output: Path, force: bool) -> None:
@@ -23,10 +34,12 @@ def check_output(output: Path, force: bool) -> None:
     if not output.exists():
         above = next(folder for folder in output.absolute().parents if folder.exists())
         if not above.is_dir():
-            raise HeadError(f"{above} is a file", f"A folder to put {output.name} in was expected")
+            raise HeadError(
+                f"{above} is a file", f"A folder to put {output.name} in was expected", "Choose another folder"
+            )
         return
     if not output.is_dir():
-        raise HeadError(f"{output} is a file", "A folder to write the head to was expected")
+        raise HeadError(f"{output} is a file", "A folder to write the head to was expected", "Choose another name")
     if not any(output.iterdir()):
         return
     if not force:
@@ -45,14 +58,33 @@ def check_output(output: Path, force: bool) -> None:
         )
 
 
-def write_head(output: Path, config: dict[str, Any], tensors: dict[str, Tensor], force: bool) -> None:
-    """Write config.json and model.safetensors to a folder beside `output`, then put it in its place."""
+def write_head(
+    output: Path,
+    config: Callable[[], dict[str, Any]],
+    tensors: Mapping[str, Stored],
+    force: bool,
+    extra: tuple[Path, ...] = (),
+    check: Callable[[Path], None] | None = None,
+    progress: Progress = lambda count: None,
+) -> None:
+    """Write config.json and model.safetensors to a folder beside `output`, then put it in its place.
+
+    `config` is asked for when the weights are written; `extra` files are copied; `check` may look at the
+    finished folder and raise, and then there is no output.
+    """
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
         try:
-            save_file(_separate(tensors), partial / "model.safetensors", {"format": "pt"})
-            (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            write_tensors(partial / "model.safetensors", tensors, progress)
+            for file in extra:
+                shutil.copyfile(file, partial / file.name)
+            (partial / "config.json").write_text(
+                json.dumps(config(), indent=2, sort_keys=True) + "\n", encoding="utf-8"
+            )
+            if check is not None:
+                check(partial)
+            _sync(partial)
             partial.chmod(0o755)
             check_output(output, force)
             _put(partial, output)
@@ -64,16 +96,39 @@ def write_head(output: Path, config: dict[str, Any], tensors: dict[str, Tensor],
         ) from None
 
 
-def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors, no two in one storage: pickles share tied tables, safetensors cannot."""
-    separate: dict[str, Tensor] = {}
-    storages: set[int] = set()
+def write_tensors(file: Path, tensors: Mapping[str, Stored], progress: Progress = lambda count: None) -> None:
+    """A safetensors file of `tensors`, sorted by name; raises `HeadError` for values no trained weight has."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
     for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        storage = tensor.untyped_storage().data_ptr()
-        separate[name] = tensor.clone() if storage in storages else tensor
-        storages.add(storage)
-    return separate
+        tensor = tensors[name]
+        size = tensor.numel * tensor.dtype.itemsize
+        header[name] = {"dtype": _KINDS[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, offset + size]}  # fmt: skip
+        offset += size
+    described = json.dumps(header, separators=(",", ":")).encode()
+    described += b" " * (-len(described) % 8)
+    with file.open("wb") as out:
+        out.write(len(described).to_bytes(8, "little") + described)
+        for name in sorted(tensors):
+            seen = Range(name, len(tensors[name].shape))
+            for piece in tensors[name].pieces():
+                seen.see(piece)
+                out.write(memoryview(piece.contiguous().view(torch.uint8).numpy()))
+                progress(piece.nbytes)
+            seen.check()
+    with safe_open(file, framework="pt") as opened:  # by the library that servers read it with
+        if set(opened.keys()) != set(tensors):
+            raise HeadError(f"{file} was not written whole", "Every tensor was expected in it", "Convert again")
+
+
+def _sync(folder: Path) -> None:
+    """Data before names: after a crash the output is absent or whole."""
+    for path in (*folder.iterdir(), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _put(partial: Path, output: Path) -> None:

@@ -169,7 +169,7 @@ def test_interrupted_writes_leave_nothing(stop, earlier, shell):
         if "rename" in stop and Path(arguments[1]) != shell.output:
             return rename(*arguments)
         if "rename" not in stop:
-            Path(arguments[1]).write_bytes(b"half")
+            Path(arguments[0]).write_bytes(b"half")
         elif Path(arguments[0]).name == "head":  # the way back
             return rename(*arguments)
         raise KeyboardInterrupt if "interrupt" in stop else OSError(28, "No space left on device")
@@ -177,7 +177,7 @@ def test_interrupted_writes_leave_nothing(stop, earlier, shell):
     if "rename" in stop:
         shell.monkeypatch.setattr(Path, "rename", fail)
     else:
-        shell.monkeypatch.setattr(write, "save_file", fail)
+        shell.monkeypatch.setattr(write, "write_tensors", fail)
     if "interrupt" in stop:
         code, out, err = shell.convert(head, "--force")
         assert (code, out) == (130, "")

@@ -215,7 +215,7 @@ def test_bad_targets(case, shell):
 USAGE = {
     "pairing": (("--token-pairing", "before"), ("--token-pairing before", "next, same")),
     "dtype": (("--dtype", "int4"), ("--dtype int4", "float32, bfloat16, float16")),
-    "producer": (("--producer", "openai"), ("--producer openai", "safeailab-eagle, safeailab-eagle3")),
+    "producer": (("--producer", "openai"), ("--producer openai", "safeailab-eagle, hass-layernorm")),
     "rope-zero": (("--rope-theta", "0"), ("--rope-theta is 0.0", "positive")),
     "rope-nan": (("--rope-theta", "nan"), ("--rope-theta is nan", "positive")),
 }

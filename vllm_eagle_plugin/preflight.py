@@ -32,7 +32,7 @@ class Head:
         family = HEAD_CONFIGS.get(self.raw.get("model_type", ""))
         if family is None:
             return None
-        _check_types(family, self.raw)
+        check_types(family, self.raw)
         return family.from_dict(self.raw)
 
     @property
@@ -86,7 +86,7 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def _check_types(family: type[HeadConfig], raw: dict[str, Any]) -> None:
+def check_types(family: type[HeadConfig], raw: dict[str, Any]) -> None:
     """Refuse values of other types than the flags of `family` have, before anything computes with them."""
     for cls in family.__mro__:
         if not issubclass(cls, HeadConfig):

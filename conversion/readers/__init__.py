@@ -1,8 +1,27 @@
 """One module per producer: what its files look like and what they mean."""
 
 from ..reading import Reader
-from . import feature, projection, safeailab, safeailab3, surgery
+from . import (
+    angelslim,
+    automodel,
+    feature,
+    hass,
+    modelopt,
+    projection,
+    safeailab,
+    safeailab3,
+    sglang,
+    specforge,
+    speculators,
+    surgery,
+    vllm_layout,
+    vllm_v0,
+)
 
-READERS: dict[str, Reader] = {
-    module.READER.name: module.READER for module in (safeailab, safeailab3, feature, surgery, projection)
-}
+_MODULES = (
+    safeailab, hass, vllm_v0, sglang, speculators, automodel, safeailab3, specforge, angelslim, modelopt, vllm_layout,
+    feature, surgery, projection,
+)  # fmt: skip
+
+#: Every producer by name, in the order the documentation lists them.
+READERS: dict[str, Reader] = {reader.name: reader for module in _MODULES for reader in module.READERS}

@@ -7,28 +7,30 @@ with a residual around them, `output_projection` back to the hidden width. Saved
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ...configs import AttentionFreeConfig
 from ...errors import HeadError
+from ..intake import Intake
 from ..options import Options
-from ..reading import Reader, Reading, Tensors, own_lm_head, take_embedding
+from ..reading import Evidence, Reader, Reading
 from ..source import Source, read_table
+from ..tables import take_embedding, take_lm_head
 from ..target import Target
 
 _EMBEDDINGS = ("embed_tokens.weight", "embedding.weight", "embeddings.weight")
 
 
-def recognise(source: Source) -> list[str]:
-    names = source.tensors
-    if "input_projection.weight" in names and "output_projection.weight" in names:
-        return ["tensors input_projection.* and output_projection.*"]
-    return []
+def recognise(source: Source) -> Evidence | None:
+    if source.has("input_projection.weight", "output_projection.weight"):
+        return Evidence(["tensors input_projection.* and output_projection.*"], strength=3)
+    return None
 
 
 def read(source: Source, target: Target, options: Options) -> Reading:
-    tensors, notes = Tensors(source.tensors), []
+    intake = Intake(source)
     hidden = target.hidden_size
-    weight_in = tensors.take("input_projection.weight", (hidden, None))
+    weight_in = intake.look("input_projection.weight", (hidden, None))
     embed_width = weight_in.shape[1] - hidden
     if embed_width <= 0:
         raise HeadError(
@@ -37,37 +39,17 @@ def read(source: Source, target: Target, options: Options) -> Reading:
             "Is this head for another target?",
         )
     pairing = token_pairing(source, options, "a feature-regression head")
-    taken = {
-        # Stored order is [hidden, embed]; ours is [embed, hidden].
-        "body.input_projection.weight": torch.cat((weight_in[:, hidden:], weight_in[:, :hidden]), 1),
-        "body.input_projection.bias": tensors.take("input_projection.bias", (hidden,)),
-        "body.output_projection.weight": tensors.take("output_projection.weight", (hidden, hidden)),
-        "body.output_projection.bias": tensors.take("output_projection.bias", (hidden,)),
-    }
-    notes.append("columns of input_projection permuted from [hidden, embed] to [embed, hidden]")
-    blocks = take_blocks(tensors, taken, "regression", hidden)
-
-    embedding = None
-    if options.embedding is not None:
-        embedding = read_table(options.embedding)
-        if tuple(embedding.shape) != (target.vocab_size, embed_width):
-            raise HeadError(
-                f"{options.embedding.name} is {list(embedding.shape)}",
-                f"[{target.vocab_size}, {embed_width}] was expected",
-            )
-    for name in _EMBEDDINGS:
-        if name in tensors:
-            embedding = take_embedding(notes, tensors, name, target, embed_width)
-    if embedding is None and embed_width != hidden:
-        raise HeadError(
-            f"this head reads embeddings of width {embed_width}, the target's are {hidden} wide",
-            "A head with embeddings of its own needs their table",
-            "Pass it with --embedding FILE",
-        )
-    if embedding is not None:
-        taken["embed_tokens.weight"] = embedding
-    head, flags = own_lm_head(notes, tensors, "lm_head.weight", target, hidden, "lm_head.bias")
-    tensors.finish()
+    if options.fc_order == "embed-hidden":
+        intake.take("input_projection.weight", "body.input_projection.weight")
+    else:
+        intake.take("input_projection.weight", "body.input_projection.weight", change=lambda t: _embed_first(t, hidden))
+        intake.note("columns of input_projection permuted from [hidden, embed] to [embed, hidden]")
+    intake.take("input_projection.bias", "body.input_projection.bias", (hidden,))
+    intake.take("output_projection.weight", "body.output_projection.weight", (hidden, hidden))
+    intake.take("output_projection.bias", "body.output_projection.bias", (hidden,))
+    blocks = take_blocks(intake, "regression", hidden)
+    own_embedding = _take_embedding(intake, options, target, embed_width)
+    flags = take_lm_head(intake, "lm_head.weight", target, hidden, "lm_head.bias")
     config = AttentionFreeConfig(
         vocab_size=target.vocab_size,
         hidden_size=hidden,
@@ -78,26 +60,55 @@ def read(source: Source, target: Target, options: Options) -> Reading:
         block_residual=True,
         output_projection=True,
         token_pairing=pairing,
-        own_embedding=embedding is not None,
+        own_embedding=own_embedding,
         **flags,
     )
-    return Reading(config, taken | head, tensors.dropped, notes)
+    return Reading.of(config, intake)
 
 
-def take_blocks(tensors: Tensors, taken: dict[str, torch.Tensor], prefix: str, width: int) -> int:
+def _embed_first(weight: Tensor, hidden: int) -> Tensor:
+    return torch.cat((weight[:, hidden:], weight[:, :hidden]), 1)
+
+
+def _take_embedding(intake: Intake, options: Options, target: Target, width: int) -> bool:
+    if options.embedding is not None:
+        table = read_table(options.embedding)
+        if table.shape != (target.vocab_size, width):
+            raise HeadError(
+                f"{options.embedding.name} is {list(table.shape)}",
+                f"[{target.vocab_size}, {width}] was expected",
+                "Pass the table that the head was trained with",
+            )
+        intake.taken["embed_tokens.weight"] = table
+        intake.note(f"embedding from {options.embedding.name}")
+        intake.drop(_EMBEDDINGS, "replaced with --embedding")
+        return True
+    for name in _EMBEDDINGS:
+        if take_embedding(intake, name, target, width):
+            return True
+    if width != target.hidden_size:
+        raise HeadError(
+            f"this head reads embeddings of width {width}, the target's are {target.hidden_size} wide",
+            "A head with embeddings of its own needs their table",
+            "Pass it with --embedding FILE",
+        )
+    return False
+
+
+def take_blocks(intake: Intake, prefix: str, width: int) -> int:
     """Move blocks of Linear ({3i}) and LayerNorm ({3i + 2}) over; returns how many there are."""
     count = 0
-    while f"{prefix}.{3 * count}.weight" in tensors:
+    while f"{prefix}.{3 * count}.weight" in intake:
         for index, shape in ((3 * count, (width, width)), (3 * count + 2, (width,))):
-            taken[f"body.blocks.{index}.weight"] = tensors.take(f"{prefix}.{index}.weight", shape)
-            taken[f"body.blocks.{index}.bias"] = tensors.take(f"{prefix}.{index}.bias", (width,))
+            intake.take(f"{prefix}.{index}.weight", f"body.blocks.{index}.weight", shape)
+            intake.take(f"{prefix}.{index}.bias", f"body.blocks.{index}.bias", (width,))
         count += 1
     return count
 
 
 def token_pairing(source: Source, options: Options, what: str) -> str:
     """Told by the user or the config; never guessed, because both readings fit every shape."""
-    pairing = options.token_pairing or source.described("token_pairing")
+    pairing = options.token_pairing or source.config.get("token_pairing")
     if pairing not in ("next", "same"):
         raise HeadError(
             f"nothing in {source.path.name} says which token {what} was trained beside the hidden state of position t",
@@ -107,10 +118,12 @@ def token_pairing(source: Source, options: Options, what: str) -> str:
     return pairing
 
 
-READER = Reader(
-    "feature",
-    "feature-regression MLP (input_projection, regression, output_projection)",
-    recognise,
-    read,
-    ("token_pairing", "embedding"),
+READERS = (
+    Reader(
+        "feature",
+        "feature-regression MLP (input_projection, regression, output_projection)",
+        recognise,
+        read,
+        ("token_pairing", "embedding", "fc_order"),
+    ),
 )

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 from ...configs import AttentionFreeConfig
 from ...errors import HeadError
+from ..intake import Intake
 from ..options import Options
-from ..reading import Reader, Reading, Tensors, own_lm_head, take_embedding
+from ..reading import Evidence, Reader, Reading
 from ..source import Source
+from ..tables import take_embedding, take_lm_head
 from ..target import Target
 from .feature import take_blocks
 
 
-def recognise(source: Source) -> list[str]:
-    if "embeddings.weight" in source.tensors and "mlp.0.weight" in source.tensors:
-        return ["tensors embeddings.weight and mlp.0.weight"]
-    return []
+def recognise(source: Source) -> Evidence | None:
+    if source.has("embeddings.weight", "mlp.0.weight"):
+        return Evidence(["tensors embeddings.weight and mlp.0.weight"], strength=3)
+    return None
 
 
 def read(source: Source, target: Target, options: Options) -> Reading:
-    tensors, notes = Tensors(source.tensors), []
+    intake = Intake(source)
     hidden = target.hidden_size
-    described = source.described("hidden_size")
+    described = source.config.get("hidden_size")
     if described not in (None, hidden):
         raise HeadError(
             f"config.json says hidden_size {described}, the target has {hidden}",
@@ -37,27 +39,23 @@ def read(source: Source, target: Target, options: Options) -> Reading:
             "It reads the token t and drafts t + 1",
             "Leave the option out",
         )
-    taken: dict = {}
-    blocks = take_blocks(tensors, taken, "mlp", hidden)
-    if source.described("mlp_layers", blocks) != blocks:
-        notes.append(f"config.json says {source.described('mlp_layers')} MLP layers; the tensors have {blocks}, used")
-    embedding = take_embedding(notes, tensors, "embeddings.weight", target, hidden)
-    if embedding is not None:
-        taken["embed_tokens.weight"] = embedding
-    head, flags = own_lm_head(notes, tensors, "lm_head.weight", target, hidden, "lm_head.bias")
-    tensors.finish()
+    blocks = take_blocks(intake, "mlp", hidden)
+    if source.config.get("mlp_layers", blocks) != blocks:
+        intake.note(f"config.json says {source.config.get('mlp_layers')} MLP layers; the tensors have {blocks}, used")
+    own_embedding = take_embedding(intake, "embeddings.weight", target, hidden)
+    flags = take_lm_head(intake, "lm_head.weight", target, hidden, "lm_head.bias")
     config = AttentionFreeConfig(
         vocab_size=target.vocab_size,
         hidden_size=hidden,
         use_hidden=False,
         num_blocks=blocks,
         block_activation="relu",
-        own_embedding=embedding is not None,
+        own_embedding=own_embedding,
         **flags,
     )
-    return Reading(config, taken | head, tensors.dropped, notes)
+    return Reading.of(config, intake)
 
 
-READER = Reader(
-    "surgery", "embedding MLP between the target's embedding and lm_head", recognise, read, ("token_pairing",)
+READERS = (
+    Reader("surgery", "embedding MLP between the target's embedding and lm_head", recognise, read, ("token_pairing",)),
 )

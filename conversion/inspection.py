@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from .detect import Detection, detect
-from .source import Source, read_source
+from .source import Source
+from .understand import open_source
 
 
 @dataclass(frozen=True)
@@ -22,17 +23,16 @@ class Inspection:
             "path": str(self.source.path),
             "producer": self.detection.reader.name,
             "summary": self.detection.reader.summary,
+            "sure": self.detection.sure,
             "evidence": self.detection.evidence,
-            "parameters": sum(t.numel() for t in self.source.tensors.values()),
-            "tensors": {
-                name: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")}
-                for name, t in self.source.tensors.items()
-            },
-            "config": dict(self.source.config) if self.source.config is not None else None,
+            "could_be": [reader.name for reader in self.detection.others],
+            "parameters": sum(t.numel for t in self.source.tensors.values()),
+            "tensors": {name: {"shape": list(t.shape), "dtype": t.kind} for name, t in self.source.tensors.items()},
+            "config": dict(self.source.config.values) or None,
         }
 
 
-def inspect_head(head: Path, producer: str | None = None) -> Inspection:
+def inspect_head(head: str | Path, producer: str | None = None, revision: str | None = None) -> Inspection:
     """Read and recognise the head at `head`; raises `HeadError` as `convert` does."""
-    source = read_source(head)
+    source = open_source(head, revision=revision)
     return Inspection(source, detect(source, producer))

@@ -1,0 +1,148 @@
+"""From a trained head to a folder that vLLM serves."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..errors import HeadError
+from .detect import Detection
+from .hub import commit_of
+from .options import Options
+from .reading import Reading
+from .route import Layout, choose_layout
+from .source import Source
+from .target import Target, read_target
+from .understand import open_source, understand
+from .values import check_values
+from .write import check_output, write_head
+
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was found, what was made of it, and how to serve it."""
+
+    detection: Detection
+    reading: Reading
+    layout: Layout
+    target: Target
+    output: Path
+    written: bool
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def serve_command(self) -> str:
+        """The line to paste into a shell."""
+        limit = self.reading.config.max_draft_tokens
+        speculative = {
+            "method": self.reading.config.method,
+            "model": str(self.output),
+            "num_speculative_tokens": limit or 3,
+            **self.layout.speculative,
+        }
+        return f"vllm serve {shlex.quote(self.target.name)} --speculative-config {shlex.quote(json.dumps(speculative))}"
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "producer": self.detection.reader.name,
+            "sure": self.detection.sure,
+            "evidence": self.detection.evidence,
+            "notes": self.reading.notes,
+            "used": self.reading.used,
+            "dropped": self.reading.dropped,
+            "method": self.reading.config.method,
+            "architecture": self.layout.config["architectures"][0],
+            "needs_plugin": self.layout.needs_plugin,
+            "why": self.layout.why,
+            "output": str(self.output),
+            "written": self.written,
+            "serve": self.serve_command,
+        }
+
+
+def convert(
+    head: str | Path,
+    target_name: str,
+    output: Path,
+    options: Options | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    config: Path | None = None,
+    revision: str | None = None,
+    tokenizer: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Conversion:
+    """Read the head at `head`, check it against its target, and write it to `output`.
+
+    `progress(done, total)` is told of bytes written. With `tokenizer` the target's goes along.
+
+    Raises:
+        HeadError: the head, its target or an option is wrong; nothing is written then.
+    """
+    options = options or Options()
+    if not dry_run:
+        check_output(output, force)
+    source = open_source(head, config, revision)
+    target = read_target(target_name)
+    detection, reading = understand(source, target, options)
+    layout = choose_layout(reading, target)
+    done = Conversion(detection, reading, layout, target, output, not dry_run)
+    if dry_run:
+        for name, tensor in layout.tensors.items():
+            check_values(name, tensor)
+        return done
+    total, count = sum(t.numel * t.dtype.itemsize for t in layout.tensors.values()), 0
+
+    def tell(written: int) -> None:
+        nonlocal count
+        count += written
+        progress(count, total)
+
+    with ThreadPoolExecutor(1) as pool:
+        checksums = pool.submit(lambda: source.checksums)  # reads every file once more, so beside the writing
+        write_head(
+            output,
+            lambda: {**layout.config, "eagle_provenance": provenance(done, source, checksums.result())},
+            layout.tensors,
+            force,
+            extra=_tokenizer_files(target) if tokenizer else (),
+            progress=tell,
+        )
+    return done
+
+
+def provenance(done: Conversion, source: Source, checksums: dict[str, str]) -> dict[str, Any]:
+    """Where a head is from and what was decided about it, for its config.json."""
+    reading = done.reading
+    found = {
+        "converter": f"vllm-eagle-plugin {__version__}",
+        "producer": done.detection.reader.name,
+        "sure": done.detection.sure,
+        "evidence": done.detection.evidence,
+        "notes": reading.notes,
+        "used": reading.used,
+        "dropped": reading.dropped,
+        "files": checksums,
+        "method": reading.config.method,
+        "target": done.target.fingerprint(),
+        "tensors": {name: list(tensor.shape) for name, tensor in sorted(done.layout.tensors.items())},
+    }
+    for name, commit in (("revision", commit_of(source.path)), ("target_revision", commit_of(done.target.folder))):
+        if commit is not None:
+            found[name] = commit
+    return found
+
+
+def _tokenizer_files(target: Target) -> tuple[Path, ...]:
+    found = tuple(target.folder / name for name in _TOKENIZER if (target.folder / name).is_file())
+    if not found:
+        raise HeadError(f"the target {target.name} has no tokenizer files", "They were to be copied", "Leave it out")
+    return found

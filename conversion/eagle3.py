@@ -1,0 +1,186 @@
+"""Reading EAGLE-3 heads, whatever their producer calls their parts.
+
+Tensors decide what there is; a producer's `Eagle3Meaning` says what tensors cannot show.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..configs import Eagle3Config
+from ..errors import HeadError
+from .aux_layers import aux_layers
+from .decoder import decoder_flags, take_layers
+from .described import Described
+from .intake import Intake
+from .options import Options
+from .reading import Reading
+from .source import Source
+from .tables import need_embedding, take_embedding
+from .target import Target
+from .values import same_weights
+from .vocabulary import take_vocabulary
+
+#: The options that change how these heads are read.
+EAGLE3_OPTIONS = ("rope_theta", "aux_ids", "aux_ids_convention", "d2t")
+
+
+@dataclass(frozen=True)
+class Eagle3Meaning:
+    """What a producer's EAGLE-3 code does that its tensors do not show."""
+
+    #: How its config counts the target's layers; None: its files do not tell.
+    convention: str | None = "boundary"
+    #: The RoPE base it trains with, whatever config.json says; None: config.json is right.
+    theta: float | None = None
+    #: What `norm_output: true` in its config means: the stream behind the norm is fed back (`feedback`, as
+    #: in vLLM), or there is a norm before the lm_head (`norm`, as in SpecForge).
+    norm_output: str = "feedback"
+    norm_before_residual: bool = False
+    #: Norms of this producer that a whole head can lack, as its config says: the others are missing tensors.
+    optional_norms: tuple[str, ...] = ()
+    #: Its list of layers is a set, in any order; hidden states are collected in the order of the layers.
+    unordered_ids: bool = False
+
+
+def read_eagle3(
+    source: Source, target: Target, options: Options, meaning: Eagle3Meaning, described: Described | None = None
+) -> Reading:
+    """The head in `source` for `target`; `described` is where its layers are described, by default config.json."""
+    top = source.config
+    described = described or top
+    intake = Intake(source)
+    fusion = _take_fusion(intake, target)
+    prefix = "midlayer" if "midlayer.self_attn.q_proj.weight" in intake else "layers.0"
+    for name in (f"{prefix}.input_layernorm", f"{prefix}.hidden_norm", "norm"):
+        if name.removeprefix(f"{prefix}.") not in meaning.optional_norms:
+            intake.look(f"{name}.weight")
+    layers = take_layers(intake, ["midlayer", "layers.0"], first_norm=None)
+    width = intake.taken["layers.0.self_attn.o_proj.weight"].shape[0]
+    _check_width(intake, target, width, bool(fusion["use_aux_hidden_state"]))
+    hidden_norm = intake.take_if(f"{prefix}.hidden_norm.weight", "layers.0.hidden_norm.weight", (width,))
+    output_norm = intake.take_if("norm.weight", shape=(width,))
+    if described.get("num_hidden_layers", layers) != layers:
+        intake.note(
+            f"config.json says {described.get('num_hidden_layers')} layers; the tensors have {layers}, used: "
+            "vLLM would have left the others uninitialised"
+        )
+    own_embedding = take_embedding(intake, "embed_tokens.weight", target, width)
+    need_embedding(intake, target, width)
+    head = _take_lm_head(intake, top, options, target, width)
+    if fusion["use_aux_hidden_state"]:
+        fusion["eagle_aux_hidden_state_layer_ids"] = aux_layers(
+            intake, top, options, target, fusion["num_aux_hidden_states"], meaning.convention, meaning.unordered_ids
+        )
+    config = Eagle3Config(
+        vocab_size=target.vocab_size,
+        target_hidden_size=target.hidden_size,
+        num_hidden_layers=layers,
+        own_embedding=own_embedding,
+        input_norm="layers.0.input_layernorm.weight" in intake.taken,
+        hidden_norm=hidden_norm,
+        output_norm=output_norm,
+        norm_before_residual=_nested_flag(top, "norm_before_residual", meaning.norm_before_residual),
+        feedback=_feedback(intake, top, meaning, output_norm),
+        **fusion,
+        **head,
+        **decoder_flags(intake, described, options, target, width, meaning.theta),
+    )
+    return Reading.of(config, intake)
+
+
+def _take_fusion(intake: Intake, target: Target) -> dict[str, Any]:
+    """fc over the aux hidden states with the norms around it, or nothing where the head reads the last state."""
+    if "fc.weight" not in intake:
+        return {"use_aux_hidden_state": False}
+    fc = intake.take("fc.weight", shape=(None, None))
+    count, rest = divmod(fc.shape[1], target.hidden_size)
+    if rest or not count:
+        raise HeadError(
+            f"fc.weight is {list(fc.shape)} but this target's hidden size is {target.hidden_size}",
+            "Its columns are some layers of the target side by side: a multiple of the hidden size was expected",
+            "Is this head for another target?",
+        )
+    fc_bias = intake.take_if("fc.bias", shape=(fc.shape[0],))
+    norm_before_fc = intake.take_if("input_norm.weight", shape=(fc.shape[1],))
+    norms = [i for i in range(count) if f"fc_norm.{i}.weight" in intake]
+    for i in norms:
+        intake.take(f"fc_norm.{i}.weight", shape=(target.hidden_size,))
+    if norms and len(norms) != count:
+        raise HeadError(
+            f"fc_norm has {len(norms)} norms, fc reads {count} layers",
+            "One norm for each layer was expected",
+            "Export the head again, whole",
+        )
+    return {
+        "num_aux_hidden_states": count,
+        "fc_bias": fc_bias,
+        "norm_before_fc": norm_before_fc,
+        "fc_norm": bool(norms),
+    }  | {"use_aux_hidden_state": True}  # fmt: skip
+
+
+def _check_width(intake: Intake, target: Target, width: int, fused: bool) -> None:
+    q = intake.taken["layers.0.self_attn.q_proj.weight"]
+    if q.shape[1] != 2 * width:
+        raise HeadError(
+            f"q_proj of the first layer reads {q.shape[1]} values",
+            f"{2 * width} were expected: the embedding and the fused hidden state, side by side",
+            "If it is an EAGLE-1 head, name its producer with --producer",
+        )
+    if fused and intake.taken["fc.weight"].shape[0] != width:
+        raise HeadError(
+            f"fc.weight has {intake.taken['fc.weight'].shape[0]} rows, the layers are {width} wide",
+            "They were expected to be equal",
+            "Export the head again, whole",
+        )
+    if not fused and width != target.hidden_size:
+        raise HeadError(
+            f"there is no fc.weight, and the head is {width} wide but the target {target.hidden_size}",
+            "A head without fc reads the target's last hidden state as it is",
+            "Was fc.weight lost in the export?",
+        )
+
+
+def _take_lm_head(intake: Intake, top: Described, options: Options, target: Target, width: int) -> dict[str, Any]:
+    if "lm_head.weight" not in intake:
+        rows = intake.look("d2t").shape[0] if "d2t" in intake else target.vocab_size
+        if rows != target.vocab_size or width != target.hidden_size:
+            raise HeadError(
+                f"lm_head.weight is missing, and the head drafts {rows} tokens from {width} wide states",
+                "Only a head over the whole vocabulary, as wide as its target, can use the target's lm_head",
+                "Export it with lm_head.weight",
+            )
+        take_vocabulary(intake, options, target, rows)
+        return {"own_lm_head": False}
+    lm_head = intake.look("lm_head.weight", (None, width))
+    rows = lm_head.shape[0]
+    if top.get("draft_vocab_size", rows) != rows:
+        intake.note(f"config.json says draft_vocab_size {top.get('draft_vocab_size')}; lm_head has {rows}, used")
+    if rows == target.vocab_size and same_weights(lm_head, target.lm_head):
+        intake.drop("lm_head.weight", "equal to the target's lm_head, which is used instead")
+        take_vocabulary(intake, options, target, rows)
+        return {"own_lm_head": False}
+    intake.take("lm_head.weight")
+    take_vocabulary(intake, options, target, rows)
+    return {"own_lm_head": True, "draft_vocab_size": rows}
+
+
+def _feedback(intake: Intake, top: Described, meaning: Eagle3Meaning, output_norm: bool) -> str:
+    says = _nested_flag(top, "norm_output", None)
+    if meaning.norm_output == "norm":
+        if says is not None and says != output_norm:
+            intake.note(
+                f"config.json says norm_output {says}; norm.weight is {'there' if output_norm else 'not there'}"
+            )
+        if says and output_norm:
+            intake.note("norm_output means a norm before the lm_head here; the stream before it is fed back")
+        return "pre_norm"
+    return "post_norm" if says and output_norm else "pre_norm"
+
+
+def _nested_flag(top: Described, name: str, default: bool | None) -> Any:
+    """A flag at the top of the config, or in its eagle_config."""
+    nested = top.inside("eagle_config").flag(name)
+    return top.flag(name, default if nested is None else nested)

@@ -1,0 +1,25 @@
+"""AngelSlim EAGLE-3 (`AngelSlim/*_eagle3`): SafeAILab's tensors, RoPE trained with a base of 10000.
+
+Its configs carry the target's rope_theta, but its training code never reads it.
+"""
+
+from __future__ import annotations
+
+from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
+from ..options import Options
+from ..reading import Evidence, Reader, Reading
+from ..source import Source
+from ..target import Target
+
+
+def recognise(source: Source) -> Evidence | None:
+    if source.has("midlayer.self_attn.q_proj.weight") and source.config.architecture == "Eagle3LlamaForCausalLM":
+        return Evidence(["tensors midlayer.*", "architectures is Eagle3LlamaForCausalLM"], strength=3)
+    return None
+
+
+def read(source: Source, target: Target, options: Options) -> Reading:
+    return read_eagle3(source, target, options, Eagle3Meaning(theta=10000.0))
+
+
+READERS = (Reader("angelslim", "AngelSlim EAGLE-3 (Eagle3LlamaForCausalLM)", recognise, read, EAGLE3_OPTIONS),)

@@ -1,0 +1,58 @@
+"""NVIDIA ModelOpt exports (`nvidia/*-Eagle3*`): `layers.0.*`, flags in a nested `eagle_config`.
+
+Layer ids come from a set, in any order, and releases differ in how they count them, so a list that both
+countings fit must be decided by the user. Heads without aux hidden states read the target's last one.
+"""
+
+from __future__ import annotations
+
+from ...errors import HeadError
+from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
+from ..options import Options
+from ..reading import Evidence, Reader, Reading
+from ..source import Source
+from ..target import Target
+
+_MARKS = ("use_aux_hidden_state", "use_input_layernorm_in_first_layer", "use_last_layernorm", "parallel_draft_step")
+
+#: Flags of eagle_config, and the norms they leave out where they are false.
+_NORM_FLAGS = {"use_last_layernorm": "norm", "use_input_layernorm_in_first_layer": "input_layernorm"}
+
+
+def recognise(source: Source) -> Evidence | None:
+    q, o = source.shape("layers.0.self_attn.q_proj.weight"), source.shape("layers.0.self_attn.o_proj.weight")
+    if len(q) != 2 or len(o) != 2 or q[1] != 2 * o[0]:
+        return None
+    points = ["tensors layers.0.*, its attention widened to [embed, hidden]"]
+    nested = source.config.inside("eagle_config")
+    marks = [key for key in _MARKS if nested.get(key) is not None]
+    if marks:
+        points.append(f"eagle_config has {', '.join(marks)}")
+    if source.config.architecture.startswith("LlamaForCausalLMEagle3"):
+        points.append(f"architectures is {source.config.architecture}")
+    return Evidence(points, strength=3 if marks else 2)
+
+
+def read(source: Source, target: Target, options: Options) -> Reading:
+    nested = source.config.inside("eagle_config")
+    parallel = nested.get("parallel_draft_step", 1)
+    if parallel not in (0, 1):
+        raise HeadError(
+            f"eagle_config says parallel_draft_step is {parallel}: an EagleMedusa head",
+            "One token after another is what vLLM drafts with EAGLE-3 heads",
+            "Export it with parallel_draft_step 1",
+        )
+    if nested.flag("use_aux_hidden_state") is True and not source.has("fc.weight"):
+        raise HeadError(
+            "eagle_config says use_aux_hidden_state is true, and fc.weight is missing",
+            "The fusion of the aux hidden states was expected",
+            "Export the head again, whole",
+        )
+    optional = [norm for flag, norm in _NORM_FLAGS.items() if nested.flag(flag) is False]
+    if nested.flag("use_aux_hidden_state") is False:
+        optional.append("hidden_norm")  # newer exporters leave it out there
+    meaning = Eagle3Meaning(convention=None, optional_norms=tuple(optional), unordered_ids=True)
+    return read_eagle3(source, target, options, meaning)
+
+
+READERS = (Reader("modelopt", "NVIDIA ModelOpt EAGLE-3 (layers.0, eagle_config)", recognise, read, EAGLE3_OPTIONS),)

@@ -1,0 +1,63 @@
+"""Heads of vLLM's speculators library: `eagle` (0.1 and 0.2, removed since), `eagle3` and `peagle`.
+
+The layers are described in `transformer_layer_config`. `norm_before_residual` is false where it is missing,
+which stock vLLM reads as true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..described import Described
+from ..eagle import EAGLE_OPTIONS, EagleMeaning, read_eagle
+from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
+from ..options import Options
+from ..reading import Evidence, Reader, Reading
+from ..renaming import renamed
+from ..source import Source
+from ..target import Target
+
+_EAGLE_NAMES = {
+    "fusion_fc.weight": "fc.weight",
+    "fusion_fc.bias": "fc.bias",
+    "embedding_layernorm.weight": "embed_norm.weight",
+    "pre_lm_head_layernorm.weight": "norm.weight",
+}
+
+
+def _recogniser(kind: str, *needs: str) -> Callable[[Source], Evidence | None]:
+    def recognise(source: Source) -> Evidence | None:
+        says = source.config.get("speculators_model_type")
+        if says == kind:
+            version = source.config.get("speculators_version", "unknown")
+            return Evidence([f"speculators_model_type is {kind}", f"speculators_version is {version}"], strength=3)
+        if says is None and needs and source.has(*needs):
+            return Evidence([f"tensors {', '.join(needs)}"], strength=3)
+        return None
+
+    return recognise
+
+
+def _layers(source: Source) -> Described:
+    return source.config.inside("transformer_layer_config")
+
+
+def _eagle_name(name: str) -> str:
+    if name.startswith("transformer."):
+        return f"layers.0.{name.removeprefix('transformer.')}"
+    return _EAGLE_NAMES.get(name, name)
+
+
+def read_eagle1(source: Source, target: Target, options: Options) -> Reading:
+    return read_eagle(renamed(source, _eagle_name), target, options, EagleMeaning(), _layers(source))
+
+
+def read3(source: Source, target: Target, options: Options) -> Reading:
+    return read_eagle3(source, target, options, Eagle3Meaning(), _layers(source))
+
+
+READERS = (
+    Reader("speculators-eagle", "speculators 0.1/0.2 EAGLE-1 (fusion_fc, transformer)",
+           _recogniser("eagle", "fusion_fc.weight"), read_eagle1, EAGLE_OPTIONS),
+    Reader("speculators-eagle3", "speculators EAGLE-3", _recogniser("eagle3"), read3, EAGLE3_OPTIONS),
+)  # fmt: skip

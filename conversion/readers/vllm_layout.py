@@ -1,0 +1,28 @@
+"""EAGLE-3 heads written for stock vLLM (`layers.0.*`, layer ids at the top of the config), as TorchSpec's
+`convert_to_hf` writes them with its vLLM flag, and as this package does.
+"""
+
+from __future__ import annotations
+
+from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
+from ..options import Options
+from ..reading import Evidence, Reader, Reading
+from ..source import Source
+from ..target import Target
+
+
+def recognise(source: Source) -> Evidence | None:
+    q, o = source.shape("layers.0.self_attn.q_proj.weight"), source.shape("layers.0.self_attn.o_proj.weight")
+    if len(q) != 2 or len(o) != 2 or q[1] != 2 * o[0] or source.config.get("eagle_config"):
+        return None
+    points = ["tensors layers.0.*, its attention widened to [embed, hidden]"]
+    if source.config.get("eagle_aux_hidden_state_layer_ids"):
+        return Evidence([*points, "layer ids at the top of the config, where vLLM reads them"], strength=3)
+    return Evidence(points)
+
+
+def read(source: Source, target: Target, options: Options) -> Reading:
+    return read_eagle3(source, target, options, Eagle3Meaning())
+
+
+READERS = (Reader("vllm-eagle3", "EAGLE-3 in stock vLLM's layout (TorchSpec)", recognise, read, EAGLE3_OPTIONS),)

@@ -1,0 +1,38 @@
+"""The layout of old vLLM (V0): the head's config inside a wrapper of model_type `eagle`.
+
+SafeAILab's tensors and a copied lm_head; `eagle_fc_bias` inside or outside the inner config; `token_map` of
+absolute ids; `enorm` and `hnorm` (`add_para_norm`); the layer's input norm and the final norm where
+`skip_prenorm` and `skip_output_norm` are false.
+"""
+
+from __future__ import annotations
+
+from ..eagle import EAGLE_OPTIONS, EagleMeaning, read_eagle
+from ..options import Options
+from ..reading import Evidence, Reader, Reading
+from ..renaming import renamed
+from ..source import Source
+from ..target import Target
+from .safeailab import eagle_layout
+
+_OWN = {"enorm.weight": "embed_norm.weight", "hnorm.weight": "hidden_norm.weight"}
+
+
+def recognise(source: Source) -> Evidence | None:
+    points = eagle_layout(source)
+    if not points:
+        return None
+    marks = []
+    if source.config.get("model_type") == "eagle" and isinstance(source.config.get("model"), dict):
+        marks.append("config.json wraps another under `model`, with model_type eagle")
+    marks += [f"tensor {name}" for name in (*_OWN, "token_map") if source.has(name)]
+    return Evidence([*points, *marks], strength=3) if marks else None
+
+
+def read(source: Source, target: Target, options: Options) -> Reading:
+    return read_eagle(
+        renamed(source, _OWN), target, options, EagleMeaning(feedback="post_norm"), source.config.inside("model")
+    )
+
+
+READERS = (Reader("vllm-v0", "vLLM V0's eagle wrapper config", recognise, read, EAGLE_OPTIONS),)
