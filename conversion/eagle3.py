@@ -56,6 +56,7 @@ def read_eagle3(
     for name in (f"{prefix}.input_layernorm", f"{prefix}.hidden_norm", "norm"):
         if name.removeprefix(f"{prefix}.") not in meaning.optional_norms:
             intake.look(f"{name}.weight")
+    parallel = _take_parallel(intake, top, fusion)
     layers = take_layers(intake, ["midlayer", "layers.0"], first_norm=None)
     width = intake.taken["layers.0.self_attn.o_proj.weight"].shape[0]
     _check_width(intake, target, width, bool(fusion["use_aux_hidden_state"]))
@@ -84,6 +85,7 @@ def read_eagle3(
         norm_before_residual=_nested_flag(top, "norm_before_residual", meaning.norm_before_residual),
         feedback=_feedback(intake, top, meaning, output_norm),
         **fusion,
+        **parallel,
         **head,
         **decoder_flags(intake, described, options, target, width, meaning.theta),
     )
@@ -119,6 +121,32 @@ def _take_fusion(intake: Intake, target: Target) -> dict[str, Any]:
         "norm_before_fc": norm_before_fc,
         "fc_norm": bool(norms),
     }  | {"use_aux_hidden_state": True}  # fmt: skip
+
+
+def _take_parallel(intake: Intake, top: Described, fusion: dict[str, Any]) -> dict[str, Any]:
+    """P-EAGLE's mask, which says that the head drafts all tokens at once."""
+    if "mask_hidden" not in intake:
+        return {}
+    width = intake.taken["fc.weight"].shape[1] if fusion["use_aux_hidden_state"] else None
+    stored = intake.look("mask_hidden")
+    if width is None or stored.numel != width:
+        raise HeadError(
+            f"mask_hidden is {list(stored.shape)}",
+            f"As many values as fc reads ({width}) were expected",
+            "Export the head again, whole",
+        )
+    token = next(
+        (t for key in ("mask_token_id", "ptd_token_id", "pard_token") if (t := top.get(key)) is not None), None
+    )
+    if type(token) is not int:
+        raise HeadError(
+            f"the head has mask_hidden, and config.json says mask_token_id is {token!r}",
+            "A head that drafts in parallel masks with one of the target's tokens",
+            "Add mask_token_id to config.json",
+        )
+    intake.take("mask_hidden", change=lambda t: t.reshape(1, 1, width))
+    intake.note(f"drafts all tokens of a chain in one pass (P-EAGLE), masked with token {token}")
+    return {"parallel_drafting": True, "mask_token_id": token}
 
 
 def _check_width(intake: Intake, target: Target, width: int, fused: bool) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..configs import Eagle3Config, EagleConfig, HeadConfig, TransformerHeadConfig
+from ..errors import HeadError
 from .reading import Reading
 from .stored import Stored
 from .target import Target
@@ -31,7 +32,20 @@ def choose_layout(reading: Reading, target: Target) -> Layout:
     obstacles = stock_obstacles(reading.config, target)
     if not obstacles:
         assert isinstance(reading.config, TransformerHeadConfig)
-        return Layout(_stock_config(reading.config), reading.tensors, False, "a stock vLLM class computes this head")
+        parallel = isinstance(reading.config, Eagle3Config) and reading.config.parallel_drafting
+        return Layout(
+            _stock_config(reading.config),
+            reading.tensors,
+            False,
+            "a stock vLLM class computes this head",
+            {"parallel_drafting": True} if parallel else {},
+        )
+    if isinstance(reading.config, Eagle3Config) and reading.config.parallel_drafting:
+        raise HeadError(
+            f"this P-EAGLE head needs what stock vLLM lacks: {', '.join(obstacles)}",
+            "Heads that draft in parallel run on vLLM's own classes only",
+            "Train it without that, or as a plain EAGLE-3 head",
+        )
     config = reading.config.to_dict()
     config.pop("transformers_version", None)
     return Layout(config, reading.tensors, True, f"stock vLLM lacks: {', '.join(obstacles)}")
@@ -96,4 +110,6 @@ def _stock_config(config: TransformerHeadConfig) -> dict[str, Any]:
             "fc_norm": config.fc_norm,
             "norm_output": config.feedback == "post_norm",
         }
+        if config.parallel_drafting:
+            written |= {"pard_token": config.mask_token_id, "parallel_drafting": True}
     return written

@@ -312,6 +312,10 @@ class Eagle3Config(TransformerHeadConfig):
     input_norm: bool = True
     hidden_norm: bool = True
     output_norm: bool = True
+    #: P-EAGLE: all tokens of a chain in one pass; behind the first, the head is fed `mask_token_id` and
+    #: its own `mask_hidden` instead of what it drafted.
+    parallel_drafting: bool = False
+    mask_token_id: int | None = None
 
     @property
     def target_width(self) -> int:
@@ -324,6 +328,14 @@ class Eagle3Config(TransformerHeadConfig):
 
     def validate_head(self) -> None:
         super().validate_head()
+        if self.parallel_drafting and not (
+            self.use_aux_hidden_state and 0 <= (self.mask_token_id or -1) < self.vocab_size
+        ):
+            raise HeadError(
+                f"parallel_drafting is true and mask_token_id is {self.mask_token_id}",
+                "A head that drafts in parallel reads aux hidden states and masks with one of the target's tokens",
+                "Correct config.json",
+            )
         if not self.use_aux_hidden_state:
             if self.target_width != self.hidden_size:
                 raise HeadError(

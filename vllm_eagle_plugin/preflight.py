@@ -125,6 +125,8 @@ def check_request(speculative: Any, head: Head) -> None:
             )
         if getattr(speculative, "parallel_drafting", False):
             raise HeadError("parallel_drafting is set", "This head drafts one token after another", "Leave it out")
+    elif head.raw.get("parallel_drafting") is True:  # else vLLM would skip its mask_hidden with a warning
+        speculative.parallel_drafting = True
     if Path(head.path).is_dir():
         check_tensors(head)
 

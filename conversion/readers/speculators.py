@@ -60,4 +60,5 @@ READERS = (
     Reader("speculators-eagle", "speculators 0.1/0.2 EAGLE-1 (fusion_fc, transformer)",
            _recogniser("eagle", "fusion_fc.weight"), read_eagle1, EAGLE_OPTIONS),
     Reader("speculators-eagle3", "speculators EAGLE-3", _recogniser("eagle3"), read3, EAGLE3_OPTIONS),
+    Reader("speculators-peagle", "speculators P-EAGLE (mask_hidden)", _recogniser("peagle"), read3, EAGLE3_OPTIONS),
 )  # fmt: skip

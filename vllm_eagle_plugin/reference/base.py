@@ -64,6 +64,10 @@ class ReferenceHead(nn.Module):
         """What the target hands over, [B, T, *], to the state the first step reads, [B, T, D]."""
         return hidden
 
+    def next_inputs(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """What a chain's later steps are fed: the token drafted before, [B, T], and the state fed back."""
+        return tokens, state
+
     def new_memory(self, positions: Tensor) -> ChainMemory:
         """Empty keys and values for one pass over a prefix at `positions` [B, T] and its chains."""
         return ChainMemory(positions)

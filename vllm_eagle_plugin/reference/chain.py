@@ -58,6 +58,7 @@ def unroll(
             current = text[:, step + 2 : step + 2 + length]
         elif step + 1 < steps:
             current = done.drafts if choose is None else choose(step, done.logits)
+        current, state = head.next_inputs(current, state)
 
 
 @torch.inference_mode()

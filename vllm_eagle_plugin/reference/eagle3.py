@@ -25,6 +25,8 @@ class Eagle3Head(ReferenceHead):
             if config.fc_norm:
                 self.fc_norm = nn.ModuleList(nn.RMSNorm(target_width, eps=eps) for _ in range(count))
             self.fc = nn.Linear(count * target_width, width, bias=config.fc_bias)
+            if config.parallel_drafting:
+                self.mask_hidden = nn.Parameter(torch.zeros(1, 1, count * target_width))
         self.layers = nn.ModuleList(
             DecoderLayer(config, i, input_norm=i > 0 or config.input_norm, input_width=2 * width if i == 0 else None)
             for i in range(config.num_hidden_layers)
@@ -44,6 +46,12 @@ class Eagle3Head(ReferenceHead):
             chunks = hidden.chunk(self.config.num_aux_hidden_states, -1)
             hidden = torch.cat([norm(chunk) for norm, chunk in zip(self.fc_norm, chunks, strict=True)], -1)
         return self.fc(hidden)
+
+    def next_inputs(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.config.parallel_drafting:
+            return tokens, state
+        assert self.config.mask_token_id is not None
+        return torch.full_like(tokens, self.config.mask_token_id), self.fuse(self.mask_hidden).expand_as(state)
 
     def forward(self, tokens: Tensor, hidden: Tensor, memory: ChainMemory) -> tuple[Tensor, Tensor]:
         first, *others = self.layers
