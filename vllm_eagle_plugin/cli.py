@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
+from .benchmarks.cli import app as bench_app
 from .conversion.cli import convert, inspect
 from .errors import HeadError, UsageError
 from .training.cli import train_app
@@ -22,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(train_app, name="train")
+app.add_typer(bench_app, name="bench")
 
 app.command()(inspect)
 app.command()(convert)

@@ -1,0 +1,1 @@
+"""Results as terminal tables, plots, and a page."""

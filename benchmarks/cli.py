@@ -1,0 +1,136 @@
+"""`vllm-eagle bench ...` and `vllm-eagle trace`. Every verb imports what it needs when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import HeadError, UsageError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+app = typer.Typer(help="Measure acceptance and speed in a real vLLM.", no_args_is_help=True)
+
+TargetOption = Annotated[str, typer.Option(help="The model that decides: a folder or a hub id.")]
+PromptsOption = Annotated[
+    str, typer.Option(help="JSONL, ShareGPT JSON or text file, data set on the hub, or `builtin`.")
+]
+LimitOption = Annotated[int | None, typer.Option(help="Only the first so many questions.", min=1)]
+TokensOption = Annotated[int, typer.Option(help="Most tokens of an answer.", min=2)]
+TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.", min=0)]
+ConcurrencyOption = Annotated[int, typer.Option(help="Requests at a time.", min=1)]
+EngineOption = Annotated[str | None, typer.Option("--engine-args", help="vLLM engine arguments as JSON.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Write the JSON here too.")]
+HtmlOption = Annotated[Path | None, typer.Option(help="Write one self-contained page here.")]
+PlotOption = Annotated[Path | None, typer.Option(help="Write a picture here: .png, .svg or .pdf.")]
+KOption = Annotated[int, typer.Option("-k", "--num-speculative-tokens", help="Drafts per step.", min=1)]
+
+
+@app.command()
+def acceptance(
+    target: Annotated[str | None, typer.Option(help="The model that decides: a folder or a hub id.")] = None,
+    head: Annotated[str | None, typer.Option(help="A converted head, or another draft model.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="ngram, draft_model, medusa, suffix, ...: as vLLM names it.")
+    ] = None,
+    spec_config: Annotated[str | None, typer.Option(help="More of vLLM's speculative config, as JSON.")] = None,
+    url: Annotated[str | None, typer.Option(help="A running server, in place of an engine of our own.")] = None,
+    model: Annotated[str | None, typer.Option(help="The server's name of the model.")] = None,
+    prompts: PromptsOption = "builtin",
+    limit: LimitOption = None,
+    all_turns: Annotated[bool, typer.Option("--all-turns/--first-turn", help="Later turns too.")] = False,
+    k: KOption = 3,
+    max_tokens: TokensOption = 128,
+    temperature: TemperatureOption = 0.0,
+    seed: Annotated[list[int] | None, typer.Option(help="Repeat to ask everything once per seed.")] = None,
+    concurrency: ConcurrencyOption = 1,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Answers of full length.")] = False,
+    engine_args: EngineOption = None,
+    as_json: JsonOption = False,
+    output: OutputOption = None,
+    html: HtmlOption = None,
+    plot: PlotOption = None,
+) -> None:
+    """How many drafts are accepted, with intervals; per position, category, prompt length, output position."""
+    from .acceptance import measure
+    from .methods import engine_options, head_sha256, make_method
+    from .prompts import fingerprint, first_turns, read_prompts
+    from .remote import Remote
+    from .report.terminal import show_acceptance
+    from .schema import Workload
+    from .session import Sampling
+    from .worker import open_workers
+
+    _check_files(output, html, plot)
+    questions = read_prompts(prompts, limit)
+    if not all_turns:
+        questions = first_turns(questions)
+    sampling = Sampling(temperature, max_tokens, tuple(seed or [0]), ignore_eos)
+
+    def workload(session: Any, name: str, draft: str | None) -> Workload:
+        settings = session.describe()
+        return Workload(
+            target=name,
+            method=settings.pop("method"),
+            head=draft,
+            head_sha256=head_sha256(draft),
+            num_speculative_tokens=session.k,
+            prompts=prompts,
+            prompts_sha256=fingerprint(questions),
+            temperature=temperature,
+            max_tokens=max_tokens,
+            concurrency=concurrency,
+            all_turns=all_turns,
+            seeds=list(sampling.seeds),
+            engine=settings,
+        )
+
+    if url is not None:
+        if target or head or method or spec_config or engine_args:
+            raise UsageError("--url with options of an engine", "The server has its own", "Leave one of them out")
+        server = Remote(url, model)
+        result = measure(server, questions, sampling, concurrency, workload(server, server.model, None))
+    else:
+        if target is None:
+            raise UsageError("no --target and no --url", "", "Say what to measure: --target TARGET --head HEAD")
+        chosen = make_method(head, method, k, spec_config)
+        with open_workers(target, {chosen.name: chosen.speculative}, engine_options(engine_args)) as workers:
+            worker = workers[chosen.name]
+            about = workload(worker, target, chosen.head)
+            result = measure(worker, questions, sampling, concurrency, about)
+    _deliver(result, as_json, output)
+    if not as_json:
+        show_acceptance(_console(), result)
+    if html or plot:
+        from .report import write_acceptance
+
+        write_acceptance(result, html, plot)
+    if result.eagle.partial:
+        raise HeadError(
+            f"the run ended early: {result.eagle.partial.rstrip('.')}",
+            f"{result.completed} answers are reported, marked as partial",
+        )
+
+
+def _check_files(*files: Path | None) -> None:
+    for file in files:
+        if file is not None and not file.absolute().parent.is_dir():
+            raise UsageError(f"{file.parent} is not a folder", "", "Make it first")
+
+
+def _deliver(result: BaseModel, as_json: bool, output: Path | None) -> None:
+    text = result.model_dump_json()
+    if output is not None:
+        output.write_text(result.model_dump_json(indent=1) + "\n")
+    if as_json:
+        print(text)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False)

@@ -1,0 +1,273 @@
+"""A vLLM engine in this process, asked question by question."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import itertools
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import HeadError
+from .host import StepClock
+from .prompts import Question
+from .records import Record
+from .session import Counters, Done, Sampling, Step, conversations
+
+#: Per-request acceptance of every step, which vLLM reports since 0.31.
+DETAILED = {"per_request_spec_decode_metrics": "detailed"}
+
+
+def prepare_process() -> None:
+    """Environment for an engine in this process; before vLLM is imported."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+
+
+@contextlib.contextmanager
+def open_engine(target: str, speculative: dict[str, Any] | None, options: dict[str, Any]) -> Iterator[Engine]:
+    """An engine for `target`; `speculative` is vLLM's speculative config, `options` are engine arguments.
+
+    Raises:
+        HeadError: it did not start.
+    """
+    prepare_process()
+    from vllm import LLM
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    settings: dict[str, Any] = {"disable_log_stats": False, "seed": 0, **options}
+    if speculative is not None:
+        settings |= {"speculative_config": dict(speculative), **DETAILED}
+    llm = None
+    try:
+        try:
+            llm = LLM(target, **settings)
+        except HeadError:
+            raise
+        except Exception as error:
+            raise HeadError(f"vLLM did not start with {target}: {reason(error)}") from error
+        yield Engine(llm)
+    finally:
+        if llm is not None:
+            llm.llm_engine.engine_core.shutdown()
+        del llm
+        cleanup_dist_env_and_memory()
+        gc.collect()
+
+
+def reason(error: BaseException) -> str:
+    """The first telling line of an error of vLLM's, looking through what it was raised from."""
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    ours = next((e for e in chain if isinstance(e, HeadError)), None)
+    if ours is not None:
+        return str(ours).rstrip(".")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # pydantic: "1 validation error for X", the field, then what is wrong
+    telling = [line for line in lines if not line.endswith("Config") and "errors.pydantic.dev" not in line]
+    text = telling[0] if telling else type(error).__name__
+    return text.removeprefix("Value error, ").split(" [type=")[0].rstrip(".")
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What vLLM raises for a request that it will not serve; newer versions have a class for it."""
+    import vllm.exceptions as exceptions
+
+    return (ValueError, *filter(None, [getattr(exceptions, "VLLMClientError", None)]))
+
+
+@dataclass
+class _Running:
+    """A request that has not finished."""
+
+    question: Question
+    seed: int | None
+    turn: int
+    messages: list[dict[str, Any]]
+    prompt_tokens: int
+    started: float
+    deltas: list[int] = field(default_factory=list)
+    arrivals: list[float] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+
+
+class Engine:
+    """A session on an engine in this process."""
+
+    def __init__(self, llm: Any) -> None:
+        self.llm = llm
+        speculative = llm.llm_engine.vllm_config.speculative_config
+        self.k: int = speculative.num_speculative_tokens if speculative else 0
+        self._clock = StepClock(llm)
+        self._ids = itertools.count()
+        self._refusals = _refusals()
+
+    def run(self, questions: Sequence[Question], sampling: Sampling, concurrency: int, done: Done) -> list[str]:
+        engine = self.llm.llm_engine
+        waiting = deque(
+            (question, seed, 0, list(question.messages)) for question, seed in conversations(questions, sampling)
+        )
+        active: dict[str, _Running] = {}
+        refused: list[str] = []
+        try:
+            while waiting or active:
+                while waiting and len(active) < concurrency:
+                    try:
+                        name, running = self._add(*waiting.popleft(), sampling)
+                        active[name] = running
+                    except self._refusals as error:
+                        refused.append(reason(error))
+                for output in self._clock.step(engine):
+                    running = active[output.request_id]
+                    _advance(running, output.outputs[0])
+                    if output.finished:
+                        del active[output.request_id]
+                        done(_record(running, output.outputs[0]))
+                        if running.turn < len(running.question.later):
+                            waiting.appendleft(_next_turn(running))
+        except HeadError:
+            raise
+        except Exception as error:
+            raise HeadError(f"the engine failed: {reason(error)}") from error
+        finally:
+            with contextlib.suppress(Exception):  # a dead engine has nothing to abort
+                engine.abort_request(list(active))
+        return refused
+
+    def _add(
+        self, question: Question, seed: int | None, turn: int, messages: list[dict[str, Any]], sampling: Sampling
+    ) -> tuple[str, _Running]:
+        from vllm import SamplingParams, TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        tokens = self.encode(question, messages)
+        params = SamplingParams(
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_tokens,
+            seed=seed,
+            ignore_eos=sampling.ignore_eos,
+            detokenize=self._tokenizer() is not None,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        name = f"bench-{next(self._ids)}"
+        started = time.perf_counter()
+        self.llm.llm_engine.add_request(name, TokensPrompt(prompt_token_ids=tokens), params)
+        return name, _Running(question, seed, turn, messages, len(tokens), started)
+
+    def encode(self, question: Question, messages: Sequence[dict[str, Any]] | None = None) -> list[int]:
+        """Token ids of a question's prompt, or of its conversation so far.
+
+        Raises:
+            HeadError: text without a tokenizer, or a conversation without a chat template.
+        """
+        if question.token_ids is not None:
+            return list(question.token_ids)
+        tokenizer = self._tokenizer()
+        if tokenizer is None:
+            raise HeadError("prompts of text for an engine without a tokenizer", "Expected: prompt_token_ids")
+        if question.prompt is not None:
+            return tokenizer.encode(question.prompt)
+        if not getattr(tokenizer, "chat_template", None):
+            raise HeadError(
+                "conversations for a target whose tokenizer has no chat template",
+                'Expected: prompts as {"prompt": "text"}',
+                "Give its folder a chat_template.jinja, or pass other prompts",
+            )
+        said = list(messages if messages is not None else question.messages)
+        return tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=True, return_dict=False)
+
+    def _tokenizer(self) -> Any:
+        if self.llm.llm_engine.model_config.skip_tokenizer_init:
+            return None
+        return self.llm.get_tokenizer()
+
+    def counters(self) -> Counters | None:
+        found = {m.name: m for m in self.llm.get_metrics() if m.name.startswith("vllm:spec_decode_num")}
+        if not found:
+            return None
+        return Counters(
+            found["vllm:spec_decode_num_drafts"].value,
+            found["vllm:spec_decode_num_draft_tokens"].value,
+            found["vllm:spec_decode_num_accepted_tokens"].value,
+            tuple(found["vllm:spec_decode_num_accepted_tokens_per_pos"].values),
+        )
+
+    def take_steps(self) -> list[Step]:
+        return self._clock.take()
+
+    def describe(self) -> dict[str, Any]:
+        config = self.llm.llm_engine.vllm_config
+        speculative = config.speculative_config
+        return {
+            "method": speculative.method if speculative else "none",
+            "dtype": str(config.model_config.dtype).removeprefix("torch."),
+            "max_model_len": config.model_config.max_model_len,
+            "enforce_eager": config.model_config.enforce_eager,
+            "max_num_seqs": config.scheduler_config.max_num_seqs,
+            "async_scheduling": bool(config.scheduler_config.async_scheduling),
+            "enable_prefix_caching": bool(config.cache_config.enable_prefix_caching),
+            "device": config.device_config.device_type,
+        }
+
+    def forget(self) -> None:
+        """Drop cached prefixes, so that asking again costs what asking first did."""
+        self.llm.reset_prefix_cache()
+
+    def logprobs(self, tokens: Sequence[int], of: Sequence[int]) -> list[float]:
+        """log p [len(of)] of the tokens `of` as continuations of `tokens`."""
+        from vllm import SamplingParams, TokensPrompt
+
+        params = SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=list(of), detokenize=False)
+        (output,) = self.llm.generate([TokensPrompt(prompt_token_ids=list(tokens))], params, use_tqdm=False)
+        found = output.outputs[0].logprobs[0]
+        return [found[token].logprob for token in of]
+
+
+def _advance(running: _Running, output: Any) -> None:
+    if not output.token_ids:
+        return
+    running.deltas.append(len(output.token_ids))
+    running.arrivals.append(time.perf_counter())
+    running.token_ids += output.token_ids
+    running.text += output.text or ""
+
+
+def _next_turn(running: _Running) -> tuple[Question, int | None, int, list[dict[str, Any]]]:
+    said = {"role": "assistant", "content": running.text}
+    asked = {"role": "user", "content": running.question.later[running.turn]}
+    return running.question, running.seed, running.turn + 1, [*running.messages, said, asked]
+
+
+def _record(running: _Running, output: Any) -> Record:
+    metrics = output.spec_decode_metrics
+    accepted = list(metrics.per_step_accepted) if metrics else []
+    plain = len(running.deltas) - 1 - len(accepted)
+    counted = sum(accepted) + len(accepted) + plain
+    arrivals = running.arrivals or [running.started]
+    return Record(
+        question=running.question.index,
+        question_id=running.question.id,
+        category=running.question.category,
+        turn=running.turn,
+        seed=running.seed,
+        prompt_tokens=running.prompt_tokens,
+        output_tokens=len(running.token_ids),
+        token_ids=running.token_ids,
+        text=running.text,
+        finish_reason=output.finish_reason,
+        accepted=accepted,
+        drafted=list(metrics.per_step_drafted) if metrics else [],
+        plain_steps=max(0, plain),
+        trimmed=max(0, counted - sum(running.deltas[1:])),
+        ttft=arrivals[0] - running.started,
+        latency=arrivals[-1] - running.started,
+        itl=[b - a for a, b in itertools.pairwise(arrivals)],
+    )

@@ -1,0 +1,106 @@
+"""What is compared: heads, and everything else that vLLM can speculate with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import HeadError, UsageError
+
+PLAIN = "plain"
+#: Methods that need no model; the rest of vLLM's take one in `model`.
+MODEL_FREE = ("ngram", "ngram_gpu", "suffix")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to decode: a name for tables, and vLLM's speculative config (None for plain decoding)."""
+
+    name: str
+    speculative: dict[str, Any] | None
+
+    @property
+    def k(self) -> int:
+        return self.speculative["num_speculative_tokens"] if self.speculative else 0
+
+    @property
+    def head(self) -> str | None:
+        return (self.speculative or {}).get("model")
+
+
+def make_method(head: str | None, method: str | None, k: int, extra: str | None = None) -> Method:
+    """A method from command-line options; `extra` is JSON that goes into vLLM's speculative config.
+
+    Raises:
+        UsageError: the options contradict each other or name nothing.
+        HeadError: the head is not one that vLLM can load.
+    """
+    if method == "none":
+        if head or extra:
+            raise UsageError("--method none with a head", "Plain decoding has none", "Leave one of them out")
+        return Method(PLAIN, None)
+    config: dict[str, Any] = {"num_speculative_tokens": k, **_json_object(extra)}
+    if method:
+        config["method"] = method
+    if head:
+        config["model"] = head
+    if "model" in config:
+        check_head(config["model"])
+    elif config.get("method") not in MODEL_FREE:
+        raise UsageError(
+            f"--method {config['method']} without a model" if "method" in config else "no head and no method",
+            "Expected: --head HEAD, or a method that needs none, such as --method ngram",
+            "--method none measures plain decoding",
+        )
+    name = Path(config["model"]).name if "model" in config else str(config["method"])
+    if method and head:
+        name = f"{method} {name}"
+    if config.get("rejection_sample_method") == "synthetic":
+        name += f" (synthetic {config.get('synthetic_acceptance_length', 'rates')})"
+    return Method(f"{name}, k={config['num_speculative_tokens']}", config)
+
+
+def check_head(head: str) -> None:
+    """Refuse a local head that vLLM cannot load, before an engine is started for it.
+
+    Raises:
+        HeadError: no such folder, or a head that has not been converted.
+    """
+    folder = Path(head)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise HeadError(f"{head} has no config.json", "A converted head was expected", "Run vllm-eagle convert")
+    elif folder.exists() or head.startswith((".", "/", "~")) or head.count("/") != 1:
+        raise HeadError(f"{head} is not a folder", "Expected: a converted head, or a hub id owner/name")
+
+
+def head_sha256(head: str | None) -> str | None:
+    """Hash over a local head's config and weights; None for one on the hub."""
+    if head is None or not Path(head).is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(f for f in Path(head).iterdir() if f.suffix in (".safetensors", ".json", ".bin")):
+        digest.update(file.name.encode())
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def engine_options(text: str | None) -> dict[str, Any]:
+    """Engine arguments from JSON on the command line."""
+    return _json_object(text, "--engine-args", '{"dtype": "float32", "enforce_eager": true}')
+
+
+def _json_object(text: str | None, option: str = "--spec-config", example: str = '{"prompt_lookup_max": 4}') -> Any:
+    if not text:
+        return {}
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{option} is not JSON: {error}", f"Expected: an object such as '{example}'") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"{option} is a {type(value).__name__}", f"Expected: an object such as '{example}'")
+    return value

@@ -1,0 +1,231 @@
+"""A running server as a session: requests over its OpenAI-compatible interface, counters from /metrics."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import Any
+
+import httpx
+
+from ..demo.server import Server
+from ..errors import HeadError
+from .prompts import Question
+from .records import Record
+from .session import Counters, Done, Sampling, Step, conversations
+
+PREFIX = "vllm:spec_decode_num_"
+DETAILED_FLAG = "--per-request-spec-decode-metrics detailed"
+
+
+def scrape(url: str) -> dict[str, float]:
+    """The server's counters, summed over labels; per-position ones under `name[position]`.
+
+    Raises:
+        HeadError: nobody answers there, or not with metrics.
+    """
+    try:
+        found = Server(url.rstrip("/")).metrics()
+    except (OSError, ValueError, IndexError) as error:
+        raise HeadError(
+            f"{url}/metrics cannot be read: {error}", "A running vLLM server was expected", "Check the address"
+        ) from None
+    if not any(name.startswith("vllm:") for name in found):
+        raise HeadError(f"{url}/metrics has no vLLM metrics", "A vLLM server was expected", "Check the address")
+    return found
+
+
+def speculative_counters(found: dict[str, float]) -> Counters | None:
+    """vLLM's speculative counters among all its metrics; None where it does not speculate."""
+    if PREFIX + "drafts_total" not in found:
+        return None
+    positions = itertools.takewhile(
+        lambda name: name in found, (f"{PREFIX}accepted_tokens_per_pos_total[{i}]" for i in itertools.count())
+    )
+    return Counters(
+        int(found[PREFIX + "drafts_total"]),
+        int(found[PREFIX + "draft_tokens_total"]),
+        int(found[PREFIX + "accepted_tokens_total"]),
+        tuple(int(found[name]) for name in positions),
+    )
+
+
+class Remote:
+    """A session on a server that is already up.
+
+    `detailed` becomes whether the server reports acceptance per request; without that there are only totals.
+
+    Raises:
+        HeadError: no vLLM server there, or one that does not speculate.
+    """
+
+    def __init__(self, url: str, model: str | None = None) -> None:
+        self.url = url.rstrip("/")
+        counters = speculative_counters(scrape(self.url))
+        if counters is None:
+            raise HeadError(
+                f"the server at {url} does not speculate",
+                "Its /metrics have no vllm:spec_decode_* counters",
+                "Start it with --speculative-config",
+            )
+        self.k = len(counters.per_position)
+        self.model = model or self._model()
+        self.detailed: bool | None = None
+        self._stopping = threading.Event()
+
+    def _model(self) -> str:
+        try:
+            answer = httpx.get(self.url + "/v1/models", timeout=30)
+            answer.raise_for_status()
+            return answer.json()["data"][0]["id"]
+        except (httpx.HTTPError, LookupError, ValueError) as error:
+            raise HeadError(f"{self.url}/v1/models cannot be read: {error}") from None
+
+    def run(self, questions: Sequence[Question], sampling: Sampling, concurrency: int, done: Done) -> list[str]:
+        waiting, refused, lock = deque(conversations(questions, sampling)), list[str](), threading.Lock()
+        self._stopping.clear()
+
+        def client() -> None:
+            with httpx.Client(base_url=self.url, timeout=httpx.Timeout(600, connect=10)) as http:
+                while not self._stopping.is_set():
+                    with lock:
+                        if not waiting:
+                            return
+                        question, seed = waiting.popleft()
+                    messages = list(question.messages)
+                    for turn in range(question.turns):
+                        answer = self._ask(http, question, messages, seed, turn, sampling)
+                        with lock:
+                            if isinstance(answer, str):
+                                refused.append(answer)
+                                break
+                            done(answer)
+                        if turn < len(question.later):
+                            messages += [
+                                {"role": "assistant", "content": answer.text},
+                                {"role": "user", "content": question.later[turn]},
+                            ]
+
+        with ThreadPoolExecutor(concurrency) as pool:
+            futures = [pool.submit(client) for _ in range(concurrency)]
+            try:
+                finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                for future in finished:
+                    future.result()
+            except httpx.HTTPError as error:
+                raise HeadError(
+                    f"the server at {self.url} stopped answering: {error or type(error).__name__}"
+                ) from None
+            finally:
+                self._stopping.set()
+        return refused
+
+    def _ask(
+        self,
+        http: httpx.Client,
+        question: Question,
+        messages: list[dict[str, Any]],
+        seed: int | None,
+        turn: int,
+        sampling: Sampling,
+    ) -> Record | str:
+        body: dict[str, Any] = {
+            "model": self.model,
+            "temperature": sampling.temperature,
+            "max_tokens": sampling.max_tokens,
+            "ignore_eos": sampling.ignore_eos,
+            "seed": seed,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "return_token_ids": True,
+        }
+        path = "/v1/chat/completions" if messages else "/v1/completions"
+        asked = {"messages": messages} if messages else {"prompt": question.prompt or list(question.token_ids or ())}
+        stream = _Stream()
+        with http.stream("POST", path, json={**body, **asked}) as response:
+            if response.status_code != 200:
+                return f"{path} answered {response.status_code}: {response.read().decode(errors='replace')[:300]}"
+            for line in response.iter_lines():
+                if self._stopping.is_set():
+                    return "given up, because another request failed"
+                if line.startswith("data: {"):
+                    stream.take(json.loads(line.removeprefix("data: ")))
+        self.detailed = stream.speculative is not None and "per_step_accepted" in stream.speculative
+        return stream.record(question, seed, turn)
+
+    def counters(self) -> Counters | None:
+        return speculative_counters(scrape(self.url))
+
+    def take_steps(self) -> list[Step]:
+        return []
+
+    def describe(self) -> dict[str, Any]:
+        return {"method": "as the server was started", "url": self.url, "model": self.model}
+
+
+class _Stream:
+    """One streamed answer."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.arrivals: list[float] = []
+        self.chunks: list[int] = []
+        self.token_ids: list[int] = []
+        self.text = ""
+        self.prompt_tokens = 0
+        self.finish_reason: str | None = None
+        self.speculative: dict[str, Any] | None = None
+
+    def take(self, chunk: dict[str, Any]) -> None:
+        if "error" in chunk:
+            raise httpx.RemoteProtocolError(str(chunk["error"])[:300])
+        for choice in chunk.get("choices", ()):
+            ids = choice.get("token_ids") or []
+            if ids:
+                self.chunks.append(len(ids))
+                self.arrivals.append(time.perf_counter())
+            self.token_ids += ids
+            self.text += choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+            self.finish_reason = choice.get("finish_reason") or self.finish_reason
+        usage = chunk.get("usage") or {}
+        self.prompt_tokens = usage.get("prompt_tokens", self.prompt_tokens)
+        self.speculative = (chunk.get("metrics") or {}).get("speculative_decoding") or self.speculative
+
+    def record(self, question: Question, seed: int | None, turn: int) -> Record:
+        if self.finish_reason is None:
+            raise httpx.RemoteProtocolError("an answer ended without a reason")
+        accepted = (self.speculative or {}).get("per_step_accepted", [])
+        arrivals = self.arrivals or [self.started]
+        trimmed = self._trimmed(accepted)
+        return Record(
+            question=question.index,
+            question_id=question.id,
+            category=question.category,
+            turn=turn,
+            seed=seed,
+            prompt_tokens=self.prompt_tokens,
+            output_tokens=len(self.token_ids),
+            token_ids=self.token_ids,
+            text=self.text,
+            finish_reason=self.finish_reason,
+            accepted=accepted,
+            drafted=(self.speculative or {}).get("per_step_drafted", []),
+            plain_steps=None if trimmed is None else len(self.chunks) - 1 - len(accepted),
+            trimmed=trimmed,
+            ttft=arrivals[0] - self.started,
+            latency=arrivals[-1] - self.started,
+            itl=[b - a for a, b in itertools.pairwise(arrivals)],
+        )
+
+    def _trimmed(self, accepted: list[int]) -> int | None:
+        """What was counted and not emitted, if the chunks of the stream are the steps of the engine."""
+        plain = len(self.chunks) - 1 - len(accepted)
+        if not accepted or plain < 0 or ([a + 1 for a in accepted[:-1]] != self.chunks[1:-1] and plain == 0):
+            return None
+        trimmed = sum(accepted) + len(accepted) + plain - sum(self.chunks[1:])
+        return trimmed if 0 <= trimmed <= accepted[-1] else None
