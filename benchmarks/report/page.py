@@ -1,0 +1,198 @@
+"""One self-contained page: parts that any report is made of, and their rendering.
+
+No network, no script needed to read it; the script only sorts tables and shows figures on hover and focus.
+Everything from outside (prompts, answers, names) goes through the template engine's escaping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+
+@dataclass(frozen=True)
+class Card:
+    """A headline figure."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Cards:
+    cards: list[Card]
+    kind: str = "cards"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar; `low` and `high` draw a whisker; `hint` says more on hover."""
+
+    label: str
+    value: float | None
+    text: str
+    low: float | None = None
+    high: float | None = None
+    hint: str = ""
+    tone: str = "a"
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Bars from `origin` to `top`, which default to 0 and a little above the largest."""
+
+    title: str
+    bars: list[Bar]
+    note: str = ""
+    origin: float = 0.0
+    top: float | None = None
+    kind: str = "bars"
+
+    def percent(self, value: float) -> float:
+        """Where `value` lies on the axis, in percent of its width."""
+        largest = max((v for b in self.bars for v in (b.value, b.high) if v is not None), default=1.0)
+        top = self.top if self.top is not None else (largest if largest > self.origin else self.origin + 1)
+        return round(min(100.0, max(0.0, 100 * (value - self.origin) / (top - self.origin))), 2)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table cell; `sort` is what it is sorted by."""
+
+    text: str
+    sort: float | str
+    flag: bool = False
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A sortable table."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[Cell]]
+    note: str = ""
+    kind: str = "grid"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A series of points (x, y)."""
+
+    name: str
+    points: list[tuple[float, float]]
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A line chart."""
+
+    title: str
+    lines: list[Line]
+    x: str
+    y: str
+    note: str = ""
+    #: A horizontal line to compare with.
+    level: float | None = None
+    kind: str = "lines"
+
+    WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 320, 52, 16, 14, 44
+
+    @property
+    def _spans(self) -> tuple[float, float, float, float]:
+        xs = [x for line in self.lines for x, _ in line.points]
+        ys = [y for line in self.lines for _, y in line.points] + ([self.level] if self.level is not None else [])
+        low, high = min(ys), max(ys)
+        margin = 0.1 * (high - low) or 0.1 * abs(high) or 1.0
+        return min(xs), max(xs), max(0.0, low - margin) if low >= 0 else low - margin, high + margin
+
+    def px(self, x: float) -> float:
+        first, last, *_ = self._spans
+        width = self.WIDTH - self.LEFT - self.RIGHT
+        return round(self.LEFT + (width * (x - first) / (last - first) if last > first else width / 2), 1)
+
+    def py(self, y: float) -> float:
+        *_, low, high = self._spans
+        return round(self.HEIGHT - self.BOTTOM - (self.HEIGHT - self.TOP - self.BOTTOM) * (y - low) / (high - low), 1)
+
+    @property
+    def x_ticks(self) -> list[float]:
+        ticks = sorted({x for line in self.lines for x, _ in line.points})
+        return ticks if len(ticks) <= 10 else ticks[:: -(-len(ticks) // 10)]
+
+    @property
+    def y_ticks(self) -> list[float]:
+        *_, low, high = self._spans
+        return [low + i * (high - low) / 4 for i in range(5)]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of text with a meaning: `tone` colours it, `hint` explains it, `aside` stands struck out behind it."""
+
+    text: str
+    tone: str
+    hint: str
+    aside: list[Piece] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Text token by token."""
+
+    title: str
+    pieces: list[Piece]
+    legend: list[tuple[str, str]]
+    note: str = ""
+    kind: str = "tokens"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names and values, such as the environment."""
+
+    title: str
+    facts: list[tuple[str, str]]
+    kind: str = "facts"
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What the reader must know."""
+
+    title: str
+    notes: list[str]
+    warn: bool = False
+    kind: str = "notes"
+
+
+Part = Cards | Bars | Grid | Lines | Tokens | Facts | Notes
+
+
+def render(title: str, lead: str, parts: Sequence[Part]) -> str:
+    """The page as HTML."""
+    folder = files(__package__)
+    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page = template.from_string((folder / "page.html.j2").read_text())
+    # Our own files, not data: they go in as they are.
+    inline = {name: Markup((folder / file).read_text()) for name, file in (("css", "page.css"), ("js", "page.js"))}
+    return page.render(title=title, lead=lead, parts=parts, **inline)
+
+
+def tick(value: float) -> str:
+    """A number on an axis."""
+    return f"{value:.3g}"
+
+
+def plain(value: Any) -> str:
+    """A fact's value as text."""
+    if isinstance(value, list):
+        return ", ".join(plain(v) for v in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
