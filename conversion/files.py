@@ -21,7 +21,7 @@ _NOT_WEIGHTS = (
 )  # fmt: skip
 _NOT_WEIGHTS_ENDS = ("_optim_states.pt", ".index.json", "optimizer_state_dict.pt", "scheduler_state_dict.pt")
 #: Side files that decide what a head drafts: `eagle_meta.pt`, a vocabulary mapping, a hot-token map.
-_SIDE = ("eagle_meta.pt", "*vocab_mapping*.pt", "vocab_mapping/*.pt", "*token_map*.pt", "*hot_token*.pt", "freq_*.pt")
+_SIDE = ("eagle_meta.pt", "eagle3_meta.pt", "*vocab_mapping*.pt", "vocab_mapping/*.pt", "*token_map*.pt", "*hot_token*.pt", "freq_*.pt")
 #: Where trainers keep the model inside a checkpoint, most finished first.
 _INSIDE = ("model/consolidated", "consolidated", "model", "pytorch_model")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -63,7 +63,8 @@ def find_files(path: Path, config: Path | None = None) -> Files:
 
 def _find_in(folder: Path, config: Path | None, root: Path) -> Files:
     weights, notes = _weights(folder)
-    if weights:
+    inner = [folder / name for name in _INSIDE if (folder / name).is_dir()]
+    if weights and not (inner and all(f.suffix == ".json" for f in weights)):  # a trainer's losses.json
         for file in weights:
             check_inside(file, root)
         found = config or _existing(folder / "config.json") or _existing(root / "config.json")
@@ -72,7 +73,7 @@ def _find_in(folder: Path, config: Path | None, root: Path) -> Files:
         side = dict.fromkeys((*_side_files(folder), *_side_files(root)))
         return Files(weights, found, tuple(s for s in side if s not in weights), tuple(notes))
     _refuse_shards(folder)
-    inner = [folder / name for name in _INSIDE if (folder / name).is_dir()] or _deepspeed(folder)
+    inner = inner or _deepspeed(folder)
     if inner:
         return _find_in(inner[0], config, root)
     runs = [sub.name for sub in sorted(folder.iterdir()) if sub.is_dir() and _weights(sub)[0]]
@@ -95,6 +96,8 @@ def _weights(folder: Path) -> tuple[tuple[Path, ...], list[str]]:
             kinds[suffix] = tuple(files)
     if ".json" in kinds and len(kinds) > 1:
         del kinds[".json"]
+    if len(kinds) > 1 and [f.name for f in kinds.get(".pt", ())] == ["training_state.pt"]:
+        del kinds[".pt"]  # the trainer's own state beside an exported head
     if not kinds:
         return (), []
     chosen = next(iter(kinds.values()))

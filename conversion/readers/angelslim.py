@@ -1,6 +1,7 @@
 """AngelSlim EAGLE-3 (`AngelSlim/*_eagle3`): SafeAILab's tensors, RoPE trained with a base of 10000.
 
-Its configs carry the target's rope_theta, but its training code never reads it.
+Its configs carry the target's rope_theta, which its training code reads for multimodal RoPE alone. Embeddings
+are left out when it saves.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ def recognise(source: Source) -> Evidence | None:
 
 
 def read(source: Source, target: Target, options: Options) -> Reading:
-    return read_eagle3(source, target, options, Eagle3Meaning(theta=10000.0))
+    return read_eagle3(source, target, options, Eagle3Meaning(theta=None if _multimodal(source) else 10000.0))
+
+
+def _multimodal(source: Source) -> bool:
+    kinds = [source.config.inside(key) for key in ("rope_scaling", "rope_parameters")]
+    return any("mrope" in (k.text("type"), k.text("rope_type")) or k.flag("mrope_interleaved") for k in kinds)
 
 
 READERS = (Reader("angelslim", "AngelSlim EAGLE-3 (Eagle3LlamaForCausalLM)", recognise, read, EAGLE3_OPTIONS),)

@@ -1,7 +1,9 @@
 """HASS with layer norms (`hass-*-layernorms`, `nm-testing/*TTT`): EAGLE-1 with three norms more.
 
-`embed_layernorm` on the embedding, `hidden_layernorm` in front of the layer (on fc's output), and
-`lm_head_layernorm` before the lm_head. HASS without them is EAGLE-1 in SafeAILab's layout.
+`embed_layernorm` on the embedding and `hidden_layernorm` on the hidden state, both before fc, and
+`lm_head_layernorm` before the lm_head; what is in front of the last is fed back. (speculators 0.1's converter
+took `hidden_layernorm` for the layer's input norm, behind fc, which its trainer does not have.) HASS without
+them is EAGLE-1 in SafeAILab's layout.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from .safeailab import eagle_layout
 
 _OWN = {
     "embed_layernorm.weight": "embed_norm.weight",
-    "hidden_layernorm.weight": "layers.0.input_layernorm.weight",
+    "hidden_layernorm.weight": "hidden_norm.weight",
     "lm_head_layernorm.weight": "norm.weight",
 }
 

@@ -2,7 +2,8 @@
 
 SafeAILab's tensors with `architectures: [LlamaForCausalLMEagle]` (or `Qwen2ForCausalLMEagle`). A hot-token
 map beside the weights (FR-Spec, sglang's `--speculative-token-map`) makes the vocabulary a reduced one.
-BaldEagle always has `fc.bias`.
+BaldEagle leaves the embedding out. Its EAGLE-3 class has the name that SpecForge's has; where nothing else tells
+them apart, both readings are the same.
 """
 
 from __future__ import annotations
@@ -16,6 +17,11 @@ from ..target import Target
 from .safeailab import eagle_layout
 
 _ARCHITECTURES = ("LlamaForCausalLMEagle", "Qwen2ForCausalLMEagle", "MixtralForCausalLMEagle")
+_EAGLE3 = (*_ARCHITECTURES, "LlamaForCausalLMEagle3")
+#: Keys by which other producers with an EAGLE-3 class of that name are known.
+_SPECFORGE = {
+    "eagle_config", "norm_output", "fc_norm", "target_model_type", "target_hidden_size", "_torchspec_version",
+}  # fmt: skip
 
 
 def recognise(source: Source) -> Evidence | None:
@@ -33,9 +39,14 @@ def recognise_baldeagle(source: Source) -> Evidence | None:
 
 
 def recognise_baldeagle3(source: Source) -> Evidence | None:
-    if source.has("fc.weight", "midlayer.self_attn.q_proj.weight") and source.config.architecture in _ARCHITECTURES:
-        return Evidence(["tensors midlayer.*", f"architectures is {source.config.architecture}"], strength=3)
-    return None
+    if not source.has("fc.weight", "midlayer.self_attn.q_proj.weight") or source.config.architecture not in _EAGLE3:
+        return None
+    if _SPECFORGE & set(source.config.values):
+        return None
+    points = ["tensors midlayer.*", f"architectures is {source.config.architecture}"]
+    if (source.path / "training_args.bin").exists():  # SpecForge has a trainer of its own
+        return Evidence([*points, "training_args.bin of Hugging Face's trainer"], strength=3)
+    return Evidence(points)
 
 
 def read(source: Source, target: Target, options: Options) -> Reading:

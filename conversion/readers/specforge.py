@@ -1,11 +1,14 @@
 """SpecForge EAGLE-3: SafeAILab's tensors, with its own words for layers and norms.
 
-Layer ids stand in `eagle_config` and count outputs of layers. `norm_output` says whether there is a norm
-before the lm_head; the stream in front of it is fed back either way, where vLLM's flag of that name feeds
-back the one behind it. `d2t` (zeros) and `t2d` (ones) are always there, even for the whole vocabulary.
+Layer ids stand in `eagle_config` and count outputs of layers. `norm_output` says whether the norm before the
+lm_head is applied, which is saved in either case; the stream in front of it is fed back either way, where
+vLLM's flag of that name feeds back the one behind it. `d2t` (zeros) and `t2d` (ones) are always there, even
+for the whole vocabulary.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
 from ..options import Options
@@ -15,7 +18,7 @@ from ..target import Target
 
 
 def recognise(source: Source) -> Evidence | None:
-    if not source.has("midlayer.self_attn.q_proj.weight"):
+    if not source.has("midlayer.self_attn.q_proj.weight") or source.config.get("_torchspec_version"):
         return None
     if source.config.architecture == "LlamaForCausalLMEagle3":
         return Evidence(["tensors midlayer.*", "architectures is LlamaForCausalLMEagle3"], strength=3)
@@ -23,8 +26,15 @@ def recognise(source: Source) -> Evidence | None:
 
 
 def read(source: Source, target: Target, options: Options) -> Reading:
-    optional = () if source.config.flag("norm_output", True) else ("norm",)
-    meaning = Eagle3Meaning(convention="output", norm_output="norm", optional_norms=optional)
+    if source.config.flag("norm_output", True):
+        meaning = Eagle3Meaning(convention="output", norm_output="norm")
+        return read_eagle3(source, target, options, meaning)
+    unused = {n: t for n, t in source.tensors.items() if n != "norm.weight"}
+    stored = source.stored_names.get("norm.weight", "norm.weight")
+    dropped = {**source.dropped, stored: "norm_output is false: saved, but never applied"}
+    if len(unused) < len(source.tensors):
+        source = replace(source, tensors=unused, dropped=dropped)
+    meaning = Eagle3Meaning(convention="output", norm_output="norm", optional_norms=("norm",))
     return read_eagle3(source, target, options, meaning)
 
 

@@ -1,5 +1,8 @@
 """EAGLE-3 heads written for stock vLLM (`layers.0.*`, layer ids at the top of the config), as TorchSpec's
 `convert_to_hf` writes them with its vLLM flag, and as this package does.
+
+TorchSpec marks its exports with `_torchspec_version`, has `midlayer.*` without the flag, and counts outputs of
+layers in its configs; only for Kimi-K2 targets does its vLLM flag turn them into vLLM's count.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from ..target import Target
 
 
 def recognise(source: Source) -> Evidence | None:
+    if source.config.get("_torchspec_version") and source.has("fc.weight"):
+        return Evidence([f"_torchspec_version is {source.config.get('_torchspec_version')}"], strength=3)
     q, o = source.shape("layers.0.self_attn.q_proj.weight"), source.shape("layers.0.self_attn.o_proj.weight")
     if len(q) != 2 or len(o) != 2 or q[1] != 2 * o[0] or source.config.get("eagle_config"):
         return None
@@ -22,7 +27,8 @@ def recognise(source: Source) -> Evidence | None:
 
 
 def read(source: Source, target: Target, options: Options) -> Reading:
-    return read_eagle3(source, target, options, Eagle3Meaning())
+    outputs = source.config.get("_torchspec_version") and source.config.get("model_type") != "kimi_k2"
+    return read_eagle3(source, target, options, Eagle3Meaning(convention="output" if outputs else "boundary"))
 
 
 READERS = (Reader("vllm-eagle3", "EAGLE-3 in stock vLLM's layout (TorchSpec)", recognise, read, EAGLE3_OPTIONS),)

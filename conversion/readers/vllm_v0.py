@@ -1,11 +1,14 @@
 """The layout of old vLLM (V0): the head's config inside a wrapper of model_type `eagle`.
 
 SafeAILab's tensors and a copied lm_head; `eagle_fc_bias` inside or outside the inner config; `token_map` of
-absolute ids; `enorm` and `hnorm` (`add_para_norm`); the layer's input norm and the final norm where
-`skip_prenorm` and `skip_output_norm` are false.
+absolute ids; `enorm` and `hnorm` (`add_para_norm`); the final norm where `skip_output_norm` is false, and then
+what is behind it is fed back. The layer's input norm counts only where `skip_prenorm` is false: V0 kept the
+weights of a norm that it skipped.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from ..eagle import EAGLE_OPTIONS, EagleMeaning, read_eagle
 from ..options import Options
@@ -15,6 +18,7 @@ from ..source import Source
 from ..target import Target
 from .safeailab import eagle_layout
 
+_PRENORM = "layers.0.input_layernorm.weight"
 _OWN = {"enorm.weight": "embed_norm.weight", "hnorm.weight": "hidden_norm.weight"}
 
 
@@ -30,9 +34,13 @@ def recognise(source: Source) -> Evidence | None:
 
 
 def read(source: Source, target: Target, options: Options) -> Reading:
-    return read_eagle(
-        renamed(source, _OWN), target, options, EagleMeaning(feedback="post_norm"), source.config.inside("model")
-    )
+    described = source.config.inside("model")
+    if described.flag("skip_prenorm", True) and source.has(_PRENORM):
+        stored = source.stored_names.get(_PRENORM, _PRENORM)
+        kept = {name: tensor for name, tensor in source.tensors.items() if name != _PRENORM}
+        dropped = {**source.dropped, stored: "skip_prenorm: saved, but never applied"}
+        source = replace(source, tensors=kept, dropped=dropped)
+    return read_eagle(renamed(source, _OWN), target, options, EagleMeaning(feedback="post_norm"), described)
 
 
 READERS = (Reader("vllm-v0", "vLLM V0's eagle wrapper config", recognise, read, EAGLE_OPTIONS),)
