@@ -107,6 +107,8 @@ def _rope(
     parameters = described.inside("rope_parameters")
     says = described.number("rope_theta", float)
     nested = parameters.number("rope_theta", float)
+    if nested is None:  # transformers 5 keeps the base there, and exporters then write null at the top
+        nested = described.inside("rope_scaling").number("rope_theta", float)
     if says is not None and nested is not None and says != nested and options.rope_theta is None and trained is None:
         raise HeadError(
             f"config.json says rope_theta is {says:g} and, in rope_parameters, {nested:g}",

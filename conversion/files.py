@@ -21,7 +21,10 @@ _NOT_WEIGHTS = (
 )  # fmt: skip
 _NOT_WEIGHTS_ENDS = ("_optim_states.pt", ".index.json", "optimizer_state_dict.pt", "scheduler_state_dict.pt")
 #: Side files that decide what a head drafts: `eagle_meta.pt`, a vocabulary mapping, a hot-token map.
-_SIDE = ("eagle_meta.pt", "eagle3_meta.pt", "*vocab_mapping*.pt", "vocab_mapping/*.pt", "*token_map*.pt", "*hot_token*.pt", "freq_*.pt")
+_SIDE = (
+    "eagle_meta.pt", "eagle3_meta.pt", "*vocab_mapping*.pt", "vocab_mapping/*.pt", "*token_map*.pt", "*hot_token*.pt",
+    "freq_*.pt",
+)  # fmt: skip
 #: Where trainers keep the model inside a checkpoint, most finished first.
 _INSIDE = ("model/consolidated", "consolidated", "model", "pytorch_model")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
