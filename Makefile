@@ -12,6 +12,7 @@ demo: setup
 	@$(VENV)/vllm-eagle demo
 
 test: setup lint
+	@tools/browser.sh
 	$(RUN) $(VENV)/python -m pytest $(ARGS)
 
 lint: setup

@@ -1,0 +1,184 @@
+"""The page in a real browser: no error, no network, charts drawn, tables sort, keyboard works, nothing cut off."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from playwright.sync_api import Browser, Page, sync_playwright
+from vllm_eagle_plugin.benchmarks.report.page import Bar, Bars, Cell, Grid, Notes, Piece, Tokens, render
+
+from vllm_eagle_plugin.errors import UsageError
+
+from .pages import pages
+
+DESKTOP, PHONE = {"width": 1200, "height": 900}, {"width": 375, "height": 740}
+
+
+def chromium() -> str:
+    """A browser of this machine; without one the tests fail in CI and are skipped elsewhere."""
+    for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
+        if found := shutil.which(name):
+            return found
+    if os.environ.get("CI"):
+        pytest.fail("no Chromium here; tools/browser.sh installs it")
+    pytest.skip("no Chromium here; tools/browser.sh installs it")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = chromium()
+    with sync_playwright() as play:
+        launched = play.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pages")
+    for name, html in pages().items():
+        (folder / f"{name}.html").write_text(html)
+    return {file.stem: file for file in folder.iterdir()}
+
+
+def open_page(browser: Browser, file: Path, size: dict[str, int], **options: Any) -> tuple[Page, list[str]]:
+    """The page, and what went wrong: console errors, failed scripts, requests to anywhere."""
+    page, wrong = browser.new_page(viewport=size, **options), list[str]()
+    page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else wrong.append(r.url))
+    page.goto(file.as_uri())
+    return page, wrong
+
+
+def pixels(page: Page, selector: str) -> np.ndarray:
+    return imread(io.BytesIO(page.locator(selector).first.screenshot()), format="png")[..., :3]
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", list(pages()))
+def test_opens_clean_and_fits(browser: Browser, files: dict[str, Path], name: str, scheme: Any, size: dict) -> None:
+    page, wrong = open_page(browser, files[name], size, color_scheme=scheme)
+    assert not wrong
+    assert page.evaluate("document.documentElement.scrollWidth") <= size["width"], "the page is wider than the screen"
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 22, 28)"}[scheme]
+    overlapping = page.evaluate(OVERLAPS)
+    assert not overlapping
+    if folder := os.environ.get("SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / f"{name}-{scheme}-{size['width']}.png", full_page=True)
+    page.close()
+
+
+#: Texts of the same chart that lie on each other.
+OVERLAPS = """() => [...document.querySelectorAll('.chart, svg')].flatMap(chart => {
+  const texts = [...chart.querySelectorAll('.name, .number, text')].map(e => [e.textContent, e.getBoundingClientRect()]);
+  return texts.flatMap(([a, p], i) => texts.slice(i + 1)
+    .filter(([b, q]) => p.left < q.right - 1 && q.left < p.right - 1 && p.top < q.bottom - 3 && q.top < p.bottom - 3)
+    .map(([b]) => a + ' | ' + b)) })"""
+
+
+@pytest.mark.parametrize("name", list(pages()))
+def test_charts_are_drawn(browser: Browser, files: dict[str, Path], name: str) -> None:
+    page, _ = open_page(browser, files[name], DESKTOP, color_scheme="light")
+    drawn = {"acceptance": [".bar.a", ".bar.b", ".whisker"], "compare": [".bar.a", ".whisker"], "sweep": ["svg"]}
+    for selector in drawn.get(name, [".token.accepted"]):
+        picture = pixels(page, selector)
+        colours = np.unique((picture.reshape(-1, 3) * 255).astype(int), axis=0)
+        assert (colours.min(1) < 120).any(), f"{selector} of {name} shows nothing"
+    if name == "sweep":
+        blue = (np.abs(pixels(page, "svg") * 255 - (47, 111, 219)).max(-1) < 12).sum()
+        assert blue > 300, "the first line is not there"
+    page.close()
+
+
+def test_bar_widths_are_the_figures(browser: Browser, tmp_path: Path) -> None:
+    bars = Bars("b", [Bar("one", 0.25, "0.25"), Bar("two", 1.0, "1.00", low=0.5, high=0.75)], top=1.0)
+    file = tmp_path / "p.html"
+    file.write_text(render("t", "l", [bars]))
+    page, _ = open_page(browser, file, DESKTOP)
+    box = {s: page.locator(s).first.bounding_box() for s in (".track", ".bar", ".whisker")}
+    assert box[".bar"]["width"] / box[".track"]["width"] == pytest.approx(0.25, abs=0.01)
+    assert box[".whisker"]["width"] / box[".track"]["width"] == pytest.approx(0.25, abs=0.01)
+    page.close()
+
+
+def test_tables_sort_by_mouse_and_keyboard(browser: Browser, tmp_path: Path) -> None:
+    rows = [[Cell(n, n), Cell(str(v), v)] for n, v in (("b", 9.0), ("a", 10.0), ("c", -1.0))]
+    file = tmp_path / "p.html"
+    file.write_text(render("t", "l", [Grid("g", ["name", "value"], rows)]))
+    page, _ = open_page(browser, file, DESKTOP)
+    names = lambda: page.locator("tbody tr td:first-child").all_inner_texts()  # noqa: E731
+    page.get_by_role("button", name="value").click()
+    assert names() == ["c", "b", "a"], "numbers should sort as numbers"
+    page.get_by_role("button", name="value").press("Enter")
+    assert names() == ["a", "b", "c"]
+    assert page.locator("th").nth(1).get_attribute("aria-sort") == "descending"
+    page.get_by_role("button", name="name").focus()
+    page.keyboard.press("Space")
+    assert names() == ["a", "b", "c"]
+    page.close()
+
+
+def test_figures_on_hover_and_focus(browser: Browser, files: dict[str, Path]) -> None:
+    page, _ = open_page(browser, files["acceptance"], DESKTOP)
+    tip, row = page.locator("#tip"), page.locator(".row").first
+    assert tip.is_hidden()
+    row.hover()
+    assert tip.inner_text().startswith("position 1: 0.")
+    page.mouse.move(0, 0)
+    assert tip.is_hidden()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.dataset.tip") == row.get_attribute("data-tip")
+    assert tip.is_visible()
+    page.keyboard.press("Escape")
+    assert tip.is_hidden()
+    page.close()
+
+
+def test_readable_in_print_and_without_script(browser: Browser, files: dict[str, Path]) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(files["acceptance"].as_uri())
+    assert "position 1" in page.locator("main").inner_text()
+    context.close()
+    page, _ = open_page(browser, files["acceptance"], DESKTOP, color_scheme="dark")
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.pdf()[:5] == b"%PDF-"
+    page.close()
+
+
+def test_what_comes_from_outside_is_text(browser: Browser, tmp_path: Path) -> None:
+    evil = '"><script>document.title="owned"</script><img src=x onerror="document.title=1">'
+    parts = [
+        Bars(evil, [Bar(evil, 1.0, evil, hint=evil)]),
+        Grid(evil, [evil], [[Cell(evil, evil)]]),
+        Tokens(evil, [Piece(evil, "accepted", evil, [Piece(evil, "rejected", evil)])], []),
+        Notes(evil, [evil]),
+    ]
+    file = tmp_path / "p.html"
+    file.write_text(render("safe", evil, parts))
+    page, wrong = open_page(browser, file, DESKTOP)
+    assert page.title() == "safe"
+    assert not wrong
+    assert page.locator("img").count() == 0
+    page.close()
+
+
+def test_picture_formats() -> None:
+    from vllm_eagle_plugin.benchmarks.report.plots import check_format
+
+    with pytest.raises(UsageError, match=r"\.png, \.svg, \.pdf"):
+        check_format(Path("x.jpg"))
