@@ -66,6 +66,7 @@ def decoder_flags(
     if described.get("num_key_value_heads") not in (None, kv_heads):
         intake.note(f"config.json says {described.get('num_key_value_heads')} kv heads; k_proj has {kv_heads}, used")
     target_length = getattr(target.config, "max_position_embeddings", 0) or 2048
+    own_length = described.number("max_position_embeddings") or described.number("max_sequence_length") or 0
     return {
         "hidden_size": width,
         "num_attention_heads": heads,
@@ -73,7 +74,7 @@ def decoder_flags(
         "head_dim": head_dim,
         "intermediate_size": taken["layers.0.mlp.gate_proj.weight"].shape[0],
         "rms_norm_eps": described.number("rms_norm_eps", float) or 1e-6,
-        "max_position_embeddings": max(described.number("max_position_embeddings") or 0, target_length),
+        "max_position_embeddings": max(own_length, target_length),
         "rope_parameters": _rope(intake, described, options, target, theta),
         "qkv_bias": "layers.0.self_attn.q_proj.bias" in taken,
         "o_bias": "layers.0.self_attn.o_proj.bias" in taken,
