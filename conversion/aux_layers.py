@@ -55,12 +55,13 @@ def aux_layers(
         intake.note(f"{where} {ids} count outputs of layers; in vLLM's count {[i + 1 for i in ids]}")
         ids = [i + 1 for i in ids]
     _check(ids, target, count, where)
-    if ids != sorted(ids):
+    if ids != sorted(ids) and options.aux_ids is None:  # those the user gives are in the order of fc's columns
         if not unordered:
             raise HeadError(
                 f"{where} is {ids}, which is not ascending",
                 "vLLM hands the layers over in ascending order, whatever the list says",
-                f"If the head was trained so, pass --aux-ids {','.join(map(str, sorted(ids)))}",
+                f"Pass the layers in the order in which fc reads them: --aux-ids {','.join(map(str, sorted(ids)))}, "
+                f"or {','.join(map(str, ids))}; `vllm-eagle doctor` measures which",
             )
         intake.note(f"{where} is a set; hidden states are collected in the order of the layers")
     intake.note(f"reads the target behind layers {', '.join(map(str, sorted(ids)))} of {target.num_layers}")

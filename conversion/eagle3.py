@@ -5,8 +5,11 @@ Tensors decide what there is; a producer's `Eagle3Meaning` says what tensors can
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from ..configs import Eagle3Config
 from ..errors import HeadError
@@ -54,7 +57,8 @@ def read_eagle3(
     fusion = _take_fusion(intake, target)
     prefix = "midlayer" if "midlayer.self_attn.q_proj.weight" in intake else "layers.0"
     for name in (f"{prefix}.input_layernorm", f"{prefix}.hidden_norm", "norm"):
-        if name.removeprefix(f"{prefix}.") not in meaning.optional_norms:
+        wanted = name.removeprefix(f"{prefix}.") not in meaning.optional_norms
+        if wanted and not _given_up(f"{name}.weight", options):
             intake.look(f"{name}.weight")
     parallel = _take_parallel(intake, top, fusion)
     layers = take_layers(intake, ["midlayer", "layers.0"], first_norm=None)
@@ -74,6 +78,7 @@ def read_eagle3(
         fusion["eagle_aux_hidden_state_layer_ids"] = aux_layers(
             intake, top, options, target, fusion["num_aux_hidden_states"], meaning.convention, meaning.unordered_ids
         )
+        _order_fusion(intake, options.aux_ids or ())
     config = Eagle3Config(
         vocab_size=target.vocab_size,
         target_hidden_size=target.hidden_size,
@@ -149,6 +154,26 @@ def _take_parallel(intake: Intake, top: Described, fusion: dict[str, Any]) -> di
     return {"parallel_drafting": True, "mask_token_id": token}
 
 
+def _order_fusion(intake: Intake, ids: Sequence[int]) -> None:
+    """Columns of fc, and norms in front of it, from the order the user gives into vLLM's: ascending."""
+    order = sorted(range(len(ids)), key=lambda i: ids[i])
+    if order == list(range(len(ids))):
+        return
+    taken = intake.taken
+    for name in ("fc.weight", "input_norm.weight"):
+        if name in taken:
+            taken[name] = taken[name].changed(lambda t: torch.cat([t.chunk(len(order), -1)[i] for i in order], -1))
+    if "fc_norm.0.weight" in taken:
+        norms = [taken[f"fc_norm.{i}.weight"] for i in range(len(order))]
+        taken.update({f"fc_norm.{new}.weight": norms[old] for new, old in enumerate(order)})
+    intake.note(f"columns of fc permuted from layers {', '.join(map(str, ids))} to ascending order")
+
+
+def _given_up(name: str, options: Options) -> bool:
+    """Whether the user leaves a tensor out on purpose (--drop names it as the files do)."""
+    return any(dropped == name or dropped.endswith(f".{name}") for dropped in options.drop)
+
+
 def _check_width(intake: Intake, target: Target, width: int, fused: bool) -> None:
     q = intake.taken["layers.0.self_attn.q_proj.weight"]
     if q.shape[1] != 2 * width:
@@ -174,6 +199,12 @@ def _check_width(intake: Intake, target: Target, width: int, fused: bool) -> Non
 def _take_lm_head(intake: Intake, top: Described, options: Options, target: Target, width: int) -> dict[str, Any]:
     if "lm_head.weight" not in intake:
         rows = intake.look("d2t").shape[0] if "d2t" in intake else target.vocab_size
+        if rows != target.vocab_size and width == target.hidden_size and _given_up("lm_head.weight", options):
+            take_vocabulary(intake, options, target, rows)
+            ids = torch.arange(rows) + intake.taken["d2t"].load()
+            intake.put("lm_head.weight", target.lm_head.load()[ids].clone())
+            intake.note(f"lm_head cut from the target's for the {rows} draft tokens")
+            return {"own_lm_head": True, "draft_vocab_size": rows}
         if rows != target.vocab_size or width != target.hidden_size:
             raise HeadError(
                 f"lm_head.weight is missing, and the head drafts {rows} tokens from {width} wide states",

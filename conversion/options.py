@@ -16,7 +16,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _CHOICES = {
     "token_pairing": ("next", "same"),
     "aux_ids_convention": ("boundary", "output"),
-    "d2t": ("offset", "absolute"),
+    "d2t": ("offset", "absolute", "identity", "t2d"),
     "fc_order": ("embed-hidden", "hidden-embed"),
     "dtype": tuple(DTYPES),
 }
@@ -32,10 +32,12 @@ class Options:
     token_pairing: str | None = None
     #: Layers of the target that an EAGLE-3 head reads, and how they are counted: as the streams between
     #: layers, vLLM's way (`boundary`: 0 is the embedding), or as outputs of layers (`output`, one less).
+    #: In the order of fc's columns, which are permuted to the ascending order of vLLM.
     aux_ids: tuple[int, ...] | None = None
     aux_ids_convention: str | None = None
     rope_theta: float | None = None
-    #: Whether `d2t` holds offsets or absolute ids.
+    #: Whether `d2t` holds offsets or absolute ids, or is wrong and the head drafts the first tokens
+    #: (`identity`) or those that its mask marks (`t2d`).
     d2t: str | None = None
     #: In which order fc's columns read the embedding and the hidden state.
     fc_order: str | None = None

@@ -29,9 +29,12 @@ def take_vocabulary(intake: Intake, options: Options, target: Target, rows: int)
     if rows == vocab:
         _whole(intake, rows)
         return
-    d2t, origin = _stored_map(intake, rows)
+    if options.d2t in ("identity", "t2d"):
+        ids, origin = _told(intake, options.d2t, rows), f"--d2t {options.d2t}"
+    else:
+        d2t, origin = _stored_map(intake, rows)
+        ids = _ids(intake, options, target, d2t, origin, rows)
     intake.drop("t2d", "follows from d2t")
-    ids = _ids(intake, options, target, d2t, origin, rows)
     _check_ids(ids, vocab, origin)
     offsets = ids - torch.arange(rows)
     if origin == "d2t":
@@ -40,6 +43,21 @@ def take_vocabulary(intake: Intake, options: Options, target: Target, rows: int)
         intake.drop("d2t", f"a placeholder; {origin} has the ids")
         intake.put("d2t", offsets)
         intake.note(f"draft vocabulary from {origin}")
+
+
+def _told(intake: Intake, kind: str, rows: int) -> Tensor:
+    """Target ids that do not depend on `d2t`: the first ones, or those that `t2d` marks."""
+    if kind == "identity":
+        return torch.arange(rows)
+    mask = intake.source.tensors.get("t2d")
+    marked = torch.empty(0) if mask is None else mask.load().nonzero().flatten()
+    if len(marked) != rows:
+        raise HeadError(
+            f"t2d marks {len(marked)} tokens, the lm_head has {rows} rows" if mask else "the head has no t2d",
+            "--d2t t2d drafts the tokens that t2d marks",
+            "Pass another --d2t",
+        )
+    return marked
 
 
 def _whole(intake: Intake, rows: int) -> None:
