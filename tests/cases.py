@@ -72,6 +72,34 @@ CASES: dict[str, Callable[[], HeadConfig]] = {
     "eagle3-two-layers": lambda: Eagle3Config(**_EAGLE3, num_hidden_layers=2, qk_norm=True),
 }
 
+_DEFAULT = {**_EAGLE3, "eagle_aux_hidden_state_layer_ids": [2, 4, 5]}  # every trainer's choice for eight layers
+
+#: More, for heads in their producers' layouts (`tests.producers`).
+LAYOUTS: dict[str, Callable[[], HeadConfig]] = {
+    "eagle-hass": lambda: EagleConfig(**_DECODER, embed_norm=True, hidden_norm=True, output_norm=True),
+    "eagle-speculators": lambda: EagleConfig(
+        **_DECODER, fc_bias=True, embed_norm=True, input_norm=True, output_norm=True
+    ),
+    "eagle-input-norm-post": lambda: EagleConfig(**_DECODER, input_norm=True, output_norm=True, feedback="post_norm"),
+    "eagle-four-norms": lambda: EagleConfig(
+        **_DECODER, embed_norm=True, hidden_norm=True, input_norm=True, output_norm=True, feedback="post_norm"
+    ),
+    "eagle3-default": lambda: Eagle3Config(**_DEFAULT),
+    "eagle3-default-reduced": lambda: Eagle3Config(**_DEFAULT, draft_vocab_size=SUBSET),
+    "eagle3-default-shared": lambda: Eagle3Config(**{**_DEFAULT, "own_lm_head": False}),
+    "eagle3-default-fc-norm": lambda: Eagle3Config(**_DEFAULT, fc_norm=True),
+    "eagle3-default-no-norm": lambda: Eagle3Config(**_DEFAULT, output_norm=False),
+    "eagle3-default-norm-before-fc": lambda: Eagle3Config(**_DEFAULT, norm_before_fc=True),
+    "eagle3-narrow": lambda: Eagle3Config(
+        **{**_DEFAULT, "hidden_size": 128, "intermediate_size": 256}, target_hidden_size=WIDTH, own_embedding=True
+    ),
+    "eagle3-qwen3": lambda: Eagle3Config(**_DEFAULT, qk_norm=True, norm_before_residual=True, feedback="post_norm"),
+    "eagle3-four-aux": lambda: Eagle3Config(
+        **{**_EAGLE3, "eagle_aux_hidden_state_layer_ids": [2, 4, 5, 7]}, num_aux_hidden_states=4
+    ),
+    "peagle": lambda: Eagle3Config(**_DEFAULT, draft_vocab_size=SUBSET, parallel_drafting=True, mask_token_id=7),
+}
+
 
 def draft_length(config: HeadConfig) -> int:
     """num_speculative_tokens to test a head with."""

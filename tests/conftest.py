@@ -10,17 +10,18 @@ import torch
 
 from .cases import SUBSET
 from .known_answer import Target, build_target
+from .known_answer.target import LAYERS
 
 
 @pytest.fixture(scope="session")
 def targets(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Target]:
-    """`targets(kind, subset)`: a known-answer target, built once."""
+    """`targets(kind, subset, layers)`: a known-answer target, built once."""
     built: dict[tuple, Target] = {}
 
-    def get(kind: str = "llama", subset: int | None = None) -> Target:
-        key = (kind, subset)
+    def get(kind: str = "llama", subset: int | None = None, layers: int = LAYERS) -> Target:
+        key = (kind, subset, layers)
         if key not in built:
-            built[key] = build_target(tmp_path_factory.mktemp("target"), kind, subset)
+            built[key] = build_target(tmp_path_factory.mktemp("target"), kind, subset, layers=layers)
         return built[key]
 
     return get
@@ -29,7 +30,7 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Target]:
 @pytest.fixture(scope="session")
 def target_for(targets: Callable[..., Target]) -> Callable[..., Target]:
     """The known-answer target that speaks what a head of this config can draft."""
-    return lambda config, kind="llama": targets(kind, SUBSET if config.reduced_vocab else None)
+    return lambda config, kind="llama", layers=LAYERS: targets(kind, SUBSET if config.reduced_vocab else None, layers)
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vllm_eagle_plugin.configs import AttentionFreeConfig, Eagle3Config, EagleConfig, HeadConfig
@@ -58,6 +59,11 @@ def random_target(folder: Path) -> LlamaForCausalLM:
 
 def random_head(config: HeadConfig, model: LlamaForCausalLM) -> ReferenceHead:
     """A head of `config` with random weights of a size that makes all of them matter."""
+    return fill(config, model.get_input_embeddings().weight.detach(), model.get_output_embeddings().weight.detach())
+
+
+def fill(config: HeadConfig, embedding: Tensor, lm_head: Tensor) -> ReferenceHead:
+    """Such a head for a target with these tables."""
     torch.manual_seed(1)
     head = build_reference(config).eval()
     with torch.no_grad():
@@ -67,5 +73,5 @@ def random_head(config: HeadConfig, model: LlamaForCausalLM) -> ReferenceHead:
         if config.reduced_vocab:
             ids = torch.randperm(config.vocab_size)[: config.draft_vocab].sort().values
             head.d2t.copy_(ids - torch.arange(config.draft_vocab))
-    head.attach_target(model.get_input_embeddings().weight.detach(), model.get_output_embeddings().weight.detach())
+    head.attach_target(embedding, lm_head)
     return head

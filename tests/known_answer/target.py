@@ -62,13 +62,14 @@ def build_target(
     subset: int | None = None,
     logits: Tensor | None = None,
     seed: int = 0,
+    layers: int = LAYERS,
 ) -> Target:
     """Write a target to `folder`. kind: llama, llama-tied, gpt2 or gemma2 (the last two are tied).
 
     `logits` [V, V]: instead of a deterministic language, the exact logits after each token (kind llama).
     """
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(_config(kind), dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_config(_config(kind, layers), dtype=torch.float32).eval()
     successor = cycle(VOCAB, subset, seed)
     with torch.no_grad():
         _randomise(model, kind)
@@ -82,14 +83,14 @@ def build_target(
     return Target(Path(folder), model, successor)
 
 
-def _config(kind: str) -> LlamaConfig | GPT2Config | Gemma2Config:
+def _config(kind: str, layers: int) -> LlamaConfig | GPT2Config | Gemma2Config:
     common = {"vocab_size": VOCAB, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     if kind == "gpt2":
-        return GPT2Config(**common, n_embd=WIDTH, n_layer=LAYERS, n_head=8, n_positions=512)
+        return GPT2Config(**common, n_embd=WIDTH, n_layer=layers, n_head=8, n_positions=512)
     decoder = {
         "hidden_size": WIDTH,
         "intermediate_size": 2 * WIDTH,
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": layers,
         "num_attention_heads": 8,
         "num_key_value_heads": 4,
         "head_dim": 32,

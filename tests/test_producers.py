@@ -1,0 +1,119 @@
+"""Every producer's layout is recognised, converts, and serves with exactly known-answer acceptance.
+
+One engine for each distinct output: variants must come out equal, bit by bit, to one that is served.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from vllm_eagle_plugin.conversion import convert
+from vllm_eagle_plugin.conversion.options import Options
+from vllm_eagle_plugin.conversion.readers import READERS
+
+from vllm_eagle_plugin.errors import HeadError
+from vllm_eagle_plugin.reference import draft_chain
+
+from .cases import draft_length
+from .engine import engine
+from .known_answer.heads import target_states
+from .producers import FIXTURES, PRODUCERS, SERVED
+from .producers.making import make
+from .test_known_answer import assert_exact
+
+
+def test_there_is_a_fixture_for_every_reader():
+    assert set(PRODUCERS) == set(READERS)
+    assert {fixture.reader for fixture in FIXTURES.values()} == set(READERS)
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_is_recognised_and_accounted_for(name, target_for, tmp_path):
+    made = make(name, target_for, tmp_path)
+    assert made.done.detection.reader.name == FIXTURES[name].reader
+    written = set(made.done.reading.used.values()) | {"d2t", "lm_head.weight"}  # these can be made from other sources
+    assert set(made.tensors) <= written
+    assert all(made.done.reading.dropped.values())
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("name", SERVED)
+def test_serves_exactly(name, target_for, tmp_path):
+    made = make(name, target_for, tmp_path)
+    k = draft_length(made.head.config)
+    method = {"method": made.done.reading.config.method}  # otherwise vLLM guesses it from the folder's name
+    with engine(made.target.folder, made.done.output, k, speculative=method) as running:
+        assert_exact(running, made.target, k)
+
+
+@pytest.mark.parametrize("name", [name for name, fixture in FIXTURES.items() if fixture.same_as])
+def test_comes_out_equal_to_one_that_is_served(name, target_for, tmp_path):
+    other = FIXTURES[name].same_as
+    assert other in SERVED
+    ours, served = (make(n, target_for, tmp_path / folder) for n, folder in ((name, "ours"), (other, "served")))
+    assert ours.config == served.config
+    assert set(ours.tensors) == set(served.tensors)
+    assert all(torch.equal(ours.tensors[n], tensor) for n, tensor in served.tensors.items())
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_weights_are_the_same_bits(name, target_for, tmp_path):
+    made = make(name, target_for, tmp_path)
+    expected = {n: t for n, t in made.head.state_dict().items() if n != "embed_tokens.weight" or "70B" in name}
+    if name == "automodel-eagle3":  # written in the order of frequency
+        order = (made.tensors["d2t"] + torch.arange(len(made.tensors["d2t"]))).argsort()
+        assert torch.equal(made.tensors["lm_head.weight"][order], expected.pop("lm_head.weight"))
+        del expected["d2t"]
+    assert all(torch.equal(made.tensors[n], tensor) for n, tensor in expected.items())
+
+
+def test_hot_tokens_of_sglang_cut_the_targets_lm_head(target_for, tmp_path):
+    """`--speculative-token-map`: drafts are the best of the listed tokens, most frequent first."""
+    made = make("sglang-eagle", target_for, tmp_path)
+    hot = torch.tensor([5, 3, 20, 11, 2, 17])
+    torch.save(hot.tolist(), made.trained / "hot_token_ids.pt")
+    done = convert(made.trained, str(made.target.folder), tmp_path / "hot")
+    assert done.reading.config.draft_vocab_size == len(hot)
+    reference = done.reading.reference(done.target)
+    tokens = torch.arange(24).repeat(1, 2)
+    hidden = target_states(made.head.config, made.target, tokens[:, :-1])
+    ours = draft_chain(reference, tokens, hidden, 1)[0, :, 0]
+    with torch.no_grad():
+        out, _ = made.head(tokens[:, 1:], hidden, made.head.new_memory(torch.arange(47)[None]))
+        listed = made.head.logits(out)[0][:, hot]
+    assert torch.equal(ours, hot[listed.argmax(-1)])
+
+
+@pytest.mark.parametrize("theta", [None, 500000.0])
+def test_the_rope_base_angelslim_trains_with(theta, target_for, tmp_path):
+    """Its config says a million, which only the user can make true."""
+    made = make("angelslim", target_for, tmp_path, rope_theta=theta)
+    assert made.config["rope_theta"] == made.config["rope_parameters"]["rope_theta"] == (theta or 10000.0)
+
+
+def test_angelslim_reads_its_config_for_multimodal_rope(target_for, tmp_path):
+    made = make("angelslim", target_for, tmp_path)
+    _edit(made.trained, rope_scaling={"type": "mrope", "mrope_section": [4, 6, 6]})
+    done = convert(made.trained, str(made.target.folder), tmp_path / "again")
+    assert done.layout.config["rope_theta"] == 1e6
+
+
+def test_layer_ids_that_can_be_counted_either_way_are_not_guessed(target_for, tmp_path):
+    made = make("modelopt", target_for, tmp_path)
+    described = json.loads((made.trained / "config.json").read_text())
+    described["eagle_config"]["eagle_aux_hidden_state_layer_ids"] = [6, 1, 3]
+    _edit(made.trained, eagle_config=described["eagle_config"])
+    with pytest.raises(HeadError, match="can count the streams between layers"):
+        convert(made.trained, str(made.target.folder), tmp_path / "again")
+    for told, ids in (("output", [2, 4, 7]), ("boundary", [1, 3, 6])):
+        done = convert(
+            made.trained, str(made.target.folder), tmp_path / told, Options(aux_ids_convention=told), dry_run=True
+        )
+        assert done.layout.config["eagle_aux_hidden_state_layer_ids"] == ids
+
+
+def _edit(folder, **changed):
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**described, **changed}))
