@@ -21,11 +21,12 @@ from ..errors import HeadError, UsageError
 from .corpus import MANIFEST, check_written_by, read_shard, shard_files
 from .files import disk_errors, read_json, replaced, write_json
 from .generate import Generator, open_generator
-from .prompts import ChatFrame, dataset_turns, encode_turn, file_turns, take
+from .prompts import ChatFrame, dataset_turns, file_turns
+from .sources import GivenTurns, SelfWritten, Source
 from .teacher import identify
 
-#: Temperature at which the target writes user turns: high, for variety.
-_ASKING = 0.9
+#: Answer tokens below which compiling the engine first takes longer than it saves.
+_WORTH_COMPILING = 100_000
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,7 @@ class DataWriter:
                 "Its tokenizer files were expected beside its weights",
             ) from None
         self.frame = ChatFrame.of(self.tokenizer)
-        self._open = lambda: open_generator(backend, str(target.folder), batch, self._length(target.config), precision)
-        self._generator: Generator | None = None
+        self._target, self._backend, self._batch, self._precision = target, backend, batch, precision
 
     def write(self, tokens: int) -> Iterator[Shard]:
         """Write until the folder holds `tokens` answer tokens or prompts run out; yields every shard.
@@ -108,38 +108,27 @@ class DataWriter:
             written = sum(len(c.answer) for c in rows)
             total, number = total + written, number + 1
             yield Shard(number - 1, len(rows), written, total, True)
-            if turns is not None:
-                take(turns, self.settings.per_shard)
-        empty = 0
-        while total < tokens:
-            prompts = self._prompts(turns, number + empty, seen)
-            if not prompts:
-                empty += 1
-                if turns is not None:
-                    return  # all prompts are used
-                if empty == 3:
-                    raise HeadError(
-                        "the target wrote no usable user turn in three tries",
-                        "Text that ends with its turn marker was expected behind the user header",
-                        "Pass prompts: --prompts FILE",
-                    )
-                continue
-            shard = self._shard(number, prompts, total)
-            total, number, empty = shard.total_tokens, number + 1, 0
+        if total >= tokens:
+            return
+        generator = open_generator(
+            self._backend,
+            str(self._target.folder),
+            self._batch,
+            self._length(self._target.config),
+            self._precision,
+            eager=tokens - total < _WORTH_COMPILING,
+        )
+        source = self._source(generator, turns, seen)
+        while total < tokens and (prompts := source(number)):
+            shard = self._shard(generator, number, prompts, total)
+            total, number = shard.total_tokens, number + 1
             yield shard
 
-    @property
-    def generator(self) -> Generator:
-        if self._generator is None:
-            self._generator = self._open()
-        return self._generator
-
-    def _shard(self, number: int, prompts: list[list[int]], total: int) -> Shard:
+    def _shard(self, generator: Generator, number: int, prompts: list[list[int]], total: int) -> Shard:
         settings, chance = self.settings, random.Random(self.settings.seed * 1_000_003 + number)
         temperatures = [0.0 if chance.random() < settings.greedy_share else settings.temperature for _ in prompts]
-        answers = self.generator(
-            prompts, temperatures, settings.answer_tokens, self.frame.stops, settings.seed + 2 * number + 1
-        )
+        seed = settings.seed + 2 * number + 1
+        answers = generator(prompts, temperatures, settings.answer_tokens, self.frame.stops, seed)
         rows = [
             {"prompt": p, "answer": a, "temperature": t}
             for p, a, t in zip(prompts, answers, temperatures, strict=True)
@@ -151,33 +140,12 @@ class DataWriter:
         written = sum(len(a) for a in answers)
         return Shard(number, len(rows), written, total + written, False)
 
-    def _prompts(self, turns: Iterator[str] | None, number: int, seen: set[tuple[int, ...]]) -> list[list[int]]:
-        """The prompts of one shard, none of which was used before."""
+    def _source(self, generator: Generator, turns: Iterator[str] | None, seen: set[tuple[int, ...]]) -> Source:
+        settings = self.settings
         if turns is None:
-            found = self._self_written(number)
-        else:
-            found = [encode_turn(self.tokenizer, self.frame, t) for t in take(turns, self.settings.per_shard)]
-            longest = self._longest_prompt
-            found = [p for p in found if len(p) <= longest] or found[:0]
-        fresh = []
-        for prompt in found:
-            if tuple(prompt) not in seen:
-                seen.add(tuple(prompt))
-                fresh.append(prompt)
-        return fresh
-
-    def _self_written(self, number: int) -> list[list[int]]:
-        settings, frame = self.settings, self.frame
-        asked = self.generator(
-            [frame.before] * settings.per_shard,
-            [_ASKING] * settings.per_shard,
-            settings.question_tokens,
-            frame.stops,
-            settings.seed + 2 * number,
-        )
-        # A turn that ended by itself and says something.
-        turns = [tokens[:-1] for tokens in asked if tokens and tokens[-1] in frame.stops and len(tokens) > 4]
-        return [frame.before + turn + frame.after for turn in turns]
+            longest = settings.question_tokens
+            return SelfWritten(generator, self.frame, settings.per_shard, longest, settings.seed, seen)
+        return GivenTurns(turns, self.tokenizer, self.frame, settings.per_shard, self._longest_prompt, seen)
 
     def _turns(self) -> Iterator[str] | None:
         if self.settings.prompts is not None:

@@ -64,7 +64,8 @@ class Display:
             rates = " ".join(f"{rate:.0%}" for rate in found.per_position)
             self._console.print(
                 f"step {self._done}/{self._total}  loss {self._loss:.3f}  "
-                f"held-out acceptance length {found.acceptance_length:.3f} ({rates})  {self._rate:,.0f} tok/s"
+                f"held-out acceptance length {found.acceptance_length:.3f} ({rates})  {self._rate:,.0f} tok/s",
+                soft_wrap=True,
             )
 
 
@@ -95,6 +96,7 @@ def data_progress(shards: Iterator[Shard], tokens: int) -> Iterator[Shard]:
                 if not console.is_terminal:
                     console.print(
                         f"shard {shard.number}: {shard.conversations} conversations, {shard.total_tokens:,} tokens "
-                        f"in all, {rate:,.0f} tok/s, {left / 60:,.0f} min left"
+                        f"in all, {rate:,.0f} tok/s, {left / 60:,.0f} min left",
+                        soft_wrap=True,
                     )
             yield shard

@@ -23,8 +23,12 @@ class Generator(Protocol):
     ) -> list[list[int]]: ...
 
 
-def open_generator(backend: str, target: str, batch: int, length: int, precision: str) -> Generator:
+def open_generator(
+    backend: str, target: str, batch: int, length: int, precision: str, eager: bool = False
+) -> Generator:
     """A generator for `target`: `batch` sequences at once (0: as suits it) of at most `length` tokens.
+
+    `eager`: so little is to be written that compiling first (vLLM) would take longer.
 
     Raises:
         UsageError: an unknown backend, or vLLM asked for and not there.
@@ -35,7 +39,7 @@ def open_generator(backend: str, target: str, batch: int, length: int, precision
     if backend == "vllm" and not has_vllm:
         raise UsageError("vLLM is not installed", "--backend vllm needs it", "Pass --backend plain")
     if backend == "vllm" or (backend == "auto" and has_vllm):
-        return VllmGenerator(target, batch or 256, length, precision)
+        return VllmGenerator(target, batch or 256, length, precision, eager)
     return PlainGenerator(target, batch or (1024 if torch.cuda.is_available() else 32), precision)
 
 
@@ -44,7 +48,7 @@ class VllmGenerator:
 
     name = "vllm"
 
-    def __init__(self, target: str, batch: int, length: int, precision: str) -> None:
+    def __init__(self, target: str, batch: int, length: int, precision: str, eager: bool) -> None:
         from vllm import LLM
 
         self._llm = LLM(
@@ -54,6 +58,7 @@ class VllmGenerator:
             max_num_seqs=batch,
             skip_tokenizer_init=True,
             disable_log_stats=True,
+            enforce_eager=eager,
         )
 
     def __call__(

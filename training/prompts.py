@@ -6,7 +6,6 @@ import importlib.util
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +131,3 @@ def first_turn(row: dict[str, Any]) -> str | None:
             if role in _USERS and isinstance(text, str) and text.strip():
                 return text.strip()
     return None
-
-
-def take(turns: Iterator[str], count: int) -> list[str]:
-    """The next `count` turns, fewer at the end."""
-    return list(islice(turns, count))

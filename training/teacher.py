@@ -41,10 +41,12 @@ class Teacher:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(target.folder, dtype=dtype)
         self.model = model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
         self.layers = layers
-        self.embedding: Tensor = model.get_input_embeddings().weight
         output = model.get_output_embeddings()
-        self.lm_head: Tensor = output.weight
-        self.lm_head_bias: Tensor | None = getattr(output, "bias", None)
+        # Plain tensors: a module that is lent a parameter would take it for its own.
+        self.embedding: Tensor = model.get_input_embeddings().weight.detach()
+        self.lm_head: Tensor = output.weight.detach()
+        bias = getattr(output, "bias", None)
+        self.lm_head_bias: Tensor | None = None if bias is None else bias.detach()
         self.softcap: float | None = getattr(target.config, "final_logit_softcapping", None)
 
     @torch.no_grad()
