@@ -60,6 +60,7 @@ def acceptance(
     from .methods import engine_options, head_sha256, make_method
     from .prompts import fingerprint, first_turns, read_prompts
     from .remote import Remote
+    from .report import write_acceptance
     from .report.terminal import show_acceptance
     from .schema import Workload
     from .session import Sampling
@@ -105,10 +106,7 @@ def acceptance(
     _deliver(result, as_json, output)
     if not as_json:
         show_acceptance(_console(), result)
-    if html or plot:
-        from .report import write_acceptance
-
-        write_acceptance(result, html, plot)
+    write_acceptance(result, html, plot)
     if result.eagle.partial:
         raise HeadError(
             f"the run ended early: {result.eagle.partial.rstrip('.')}",
@@ -116,8 +114,110 @@ def acceptance(
         )
 
 
-def _check_files(*files: Path | None) -> None:
-    for file in files:
+@app.command()
+def compare(
+    target: TargetOption,
+    head: Annotated[list[str] | None, typer.Option(help="A converted head; repeat for several.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="ngram, suffix, ...; repeat for several.")] = None,
+    spec_config: Annotated[
+        list[str] | None, typer.Option(help="A whole speculative config as JSON; repeat for several.")
+    ] = None,
+    prompts: PromptsOption = "builtin",
+    limit: LimitOption = None,
+    k: KOption = 3,
+    max_tokens: TokensOption = 128,
+    temperature: TemperatureOption = 0.0,
+    concurrency: ConcurrencyOption = 1,
+    rounds: Annotated[int, typer.Option(help="How often everything is asked.", min=1)] = 1,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Answers of full length.")] = False,
+    engine_args: EngineOption = None,
+    as_json: JsonOption = False,
+    output: OutputOption = None,
+    html: HtmlOption = None,
+    plot: PlotOption = None,
+) -> None:
+    """Heads and methods against plain decoding, on the same questions, interleaved in one run."""
+    from .compare import compare as run
+    from .methods import engine_options, make_methods
+    from .prompts import first_turns, read_prompts
+    from .report import write_compare
+    from .report.speed_tables import show_compare
+    from .session import Sampling
+
+    _check_files(output, html, plot)
+    methods = make_methods(head, method, spec_config, k)
+    questions = first_turns(read_prompts(prompts, limit))
+    sampling = Sampling(temperature, max_tokens, ignore_eos=ignore_eos)
+    options = engine_options(engine_args)
+    result = run(target, methods, questions, prompts, sampling, concurrency, rounds, options)
+    _deliver(result, as_json, output)
+    if not as_json:
+        show_compare(_console(), result)
+    write_compare(result, html, plot)
+    if result.partial:
+        raise HeadError(f"the run ended early: {result.partial.rstrip('.')}", "What was finished is marked as partial")
+
+
+@app.command()
+def gate(
+    result: Annotated[Path, typer.Argument(metavar="RESULT", help="What `bench acceptance --output` wrote.")],
+    baseline: Annotated[Path, typer.Option(help="The stored baseline.")],
+    tolerance: Annotated[float, typer.Option(help="Tolerated fall, as a fraction of the length.", min=0, max=1)] = 0.02,
+    update: Annotated[bool, typer.Option("--update", help="Store RESULT as the baseline instead.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Exit 1 when acceptance has fallen below a stored baseline, beyond noise. Made for CI."""
+    from .gate import Baseline, judge, write_baseline
+    from .schema import AcceptanceResult, read_result
+
+    measured = read_result(result, AcceptanceResult)
+    if update:
+        _check_files(baseline, None, None)
+        stored = write_baseline(measured, baseline)
+        print(
+            stored.model_dump_json()
+            if as_json
+            else f"stored acceptance length {stored.acceptance_length:.3f} in {baseline}"
+        )
+        return
+    if not baseline.is_file():
+        raise UsageError(f"there is no baseline {baseline}", "", "Store one: the same command with --update")
+    verdict = judge(measured, read_result(baseline, Baseline), tolerance)
+    print(verdict.model_dump_json() if as_json else f"{'passed' if verdict.passed else 'FAILED'}: {verdict.reason}")
+    if not verdict.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def live(
+    url: Annotated[str, typer.Argument(metavar="URL", help="A running server, such as http://localhost:8000.")],
+    interval: Annotated[float, typer.Option(help="Seconds between looks.", min=0.1)] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once, over one interval.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Follow a running server: acceptance length, positions, accepted and drafted tokens per second."""
+    import json
+
+    from . import live as server
+
+    if as_json and not once:
+        raise UsageError("--json without --once", "", "Add --once")
+    if as_json:
+        print(json.dumps(server.once(url, interval)))
+    elif once:
+        first = server.sample(url)
+        server.time.sleep(interval)
+        _console().print(server.view(url, server.deque([first, server.sample(url)])))
+    else:
+        server.follow(url, interval, _console())
+
+
+def _check_files(output: Path | None, html: Path | None, plot: Path | None) -> None:
+    from .report.plots import check_format
+
+    if plot is not None:
+        check_format(plot)
+    for file in (output, html, plot):
         if file is not None and not file.absolute().parent.is_dir():
             raise UsageError(f"{file.parent} is not a folder", "", "Make it first")
 
@@ -133,4 +233,5 @@ def _deliver(result: BaseModel, as_json: bool, output: Path | None) -> None:
 def _console() -> Any:
     from rich.console import Console
 
-    return Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=120)

@@ -63,6 +63,24 @@ def make_method(head: str | None, method: str | None, k: int, extra: str | None 
     return Method(f"{name}, k={config['num_speculative_tokens']}", config)
 
 
+def make_methods(heads: list[str] | None, methods: list[str] | None, configs: list[str] | None, k: int) -> list[Method]:
+    """Everything named on a command line, in that order.
+
+    Raises:
+        UsageError: nothing was named.
+    """
+    made = [make_method(head, None, k) for head in heads or ()]
+    made += [make_method(None, method, k) for method in methods or ()]
+    made += [make_method(None, None, k, config) for config in configs or ()]
+    if not made:
+        raise UsageError("nothing to compare plain decoding with", "", "Pass --head, --method or --spec-config")
+    names = [method.name for method in made]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        made = [Method(f"{m.name} #{i}" if m.name in twice else m.name, m.speculative) for i, m in enumerate(made, 1)]
+    return made
+
+
 def check_head(head: str) -> None:
     """Refuse a local head that vLLM cannot load, before an engine is started for it.
 

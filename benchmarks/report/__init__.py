@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..schema import AcceptanceResult
+    from ..speed import Compare
 
 
 def write_acceptance(result: AcceptanceResult, html: Path | None, plot: Path | None) -> None:
@@ -18,3 +19,13 @@ def write_acceptance(result: AcceptanceResult, html: Path | None, plot: Path | N
         html.write_text(acceptance_page(result))
     if plot is not None:
         acceptance_plot(result, plot)
+
+
+def write_compare(result: Compare, html: Path | None, plot: Path | None) -> None:
+    """Write the page and the picture that were asked for."""
+    from .speed_tables import compare_page, compare_plot
+
+    if html is not None:
+        html.write_text(compare_page(result))
+    if plot is not None:
+        compare_plot(result, plot)

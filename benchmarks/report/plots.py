@@ -26,7 +26,7 @@ def acceptance_plot(result: AcceptanceResult, file: Path) -> None:
     groups = groups_of(result)
     panels = 1 + len(groups)
     heights = [1.0 + 0.38 * len(found.per_position)] + [0.9 + 0.32 * len(g) for _, g in groups]
-    figure, axes = _figure(panels, heights)
+    figure, axes = new_figure(panels, heights)
     length = found.acceptance_length
     interval = f" ({length.low:.2f} to {length.high:.2f})" if length.low is not None else ""
     value = "none" if length.value is None else f"{length.value:.2f}{interval}"
@@ -65,7 +65,8 @@ def bars(
         axis.legend(fontsize=8, loc="lower right")
 
 
-def _figure(panels: int, heights: list[float]) -> tuple[Any, list[Any]]:
+def new_figure(panels: int, heights: list[float]) -> tuple[Any, list[Any]]:
+    """Panels below each other, so many inches high."""
     import matplotlib
 
     matplotlib.use("Agg")

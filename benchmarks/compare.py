@@ -1,0 +1,158 @@
+"""`bench compare`: heads and methods against plain decoding, interleaved in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import HeadError
+from .acceptance import progress
+from .environment import environment, load
+from .interleave import Trial, interleaved, row
+from .methods import PLAIN, Method
+from .prompts import Question, fingerprint
+from .records import Record
+from .session import Sampling
+from .speed import Compare, Difference
+from .worker import Worker, open_workers
+
+#: Logit gaps within which greedy decoding may go either way: a few units in the last place at logits of 16 to
+#: 32, since one row and several rows at once are summed in different orders.
+TIE_TOLERANCE = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.25}
+
+
+def compare(
+    target: str,
+    methods: Sequence[Method],
+    questions: Sequence[Question],
+    prompts: str,
+    sampling: Sampling,
+    concurrency: int,
+    rounds: int,
+    options: dict[str, Any],
+) -> Compare:
+    """Measure `methods` against plain decoding, which is added.
+
+    Raises:
+        HeadError: an engine did not start, or nothing was finished.
+    """
+    everyone = [Method(PLAIN, None), *methods]
+    load_before = load()
+    with open_workers(target, {m.name: m.speculative for m in everyone}, options) as workers:
+        trials, stopped = run_all(workers, everyone, questions, sampling, concurrency, rounds)
+        plain = trials[PLAIN]
+        differences: list[Difference] = []
+        dtype = workers[PLAIN].describe()["dtype"]
+        tolerance = TIE_TOLERANCE.get(dtype, TIE_TOLERANCE["bfloat16"])
+        if sampling.temperature == 0 and stopped != "interrupted":
+            asked = {q.index: q for q in questions}
+            for trial in trials.values():
+                differences += find_differences(trial, plain, workers[PLAIN], asked, tolerance)
+        rows = [row(t, plain, _identical(t, differences, sampling)) for t in trials.values()]
+        about = workers[PLAIN].describe()
+    found = environment(load_before)
+    return Compare(
+        partial=stopped,
+        target=target,
+        prompts=prompts,
+        prompts_sha256=fingerprint(list(questions)),
+        temperature=sampling.temperature,
+        max_tokens=sampling.max_tokens,
+        questions=len({r.question for r in plain.records}),
+        rounds=rounds,
+        engine={name: value for name, value in about.items() if name != "method"},
+        environment=found,
+        rows=rows,
+        differences=differences,
+        tie_tolerance=tolerance,
+        notes=busy_note(load_before, found.hardware.get("cores") or 1),
+        requests={name: trial.records for name, trial in trials.items()},
+    )
+
+
+def run_all(
+    workers: dict[str, Worker],
+    methods: Sequence[Method],
+    questions: Sequence[Question],
+    sampling: Sampling,
+    concurrency: int,
+    rounds: int,
+) -> tuple[dict[str, Trial], str | None]:
+    """All trials, and why they are not complete.
+
+    Raises:
+        HeadError: not one block was finished by all.
+    """
+    trials: dict[str, Trial] = {}
+    stopped = None
+    blocks = rounds * (len(questions) // concurrency) * len(methods)
+    try:
+        with progress(f"{len(methods)} ways, {concurrency} at a time", blocks) as advance:
+            for done in interleaved(workers, methods, questions, sampling, concurrency, rounds, advance):
+                trials = done
+    except KeyboardInterrupt:
+        stopped = "interrupted"
+    except HeadError as error:
+        if not trials:
+            raise
+        stopped = str(error)
+    if not trials:
+        raise HeadError(f"the run ended before every way had answered once: {stopped}")
+    return trials, stopped
+
+
+def busy_note(load_before: float, cores: int) -> list[str]:
+    """A warning where the machine had other work when the run began."""
+    if load_before <= cores / 2:
+        return []
+    return [
+        f"The machine was busy when this began (load {load_before:.1f} on {cores} cores). Interleaving keeps the "
+        "ratios fair; the absolute speeds are lower than on an idle machine."
+    ]
+
+
+def find_differences(
+    trial: Trial, plain: Trial, judge: Worker, asked: dict[int, Question], tolerance: float
+) -> list[Difference]:
+    """Answers that leave plain decoding's, with the logit gap there by the plain engine `judge`."""
+    found = []
+    for ours, theirs in zip(trial.records, plain.records, strict=True):
+        position = first_difference(ours.token_ids, theirs.token_ids)
+        if position is None:
+            continue
+        pair = (_at(theirs, position), _at(ours, position))
+        gap = None
+        if pair[0] is not None and pair[1] is not None:
+            context = judge.encode(asked[ours.question]) + theirs.token_ids[:position]
+            mine, other = judge.logprobs(context, pair)
+            gap = mine - other
+        found.append(
+            Difference(
+                name=trial.method.name,
+                question_id=ours.question_id,
+                position=position,
+                plain_token=pair[0],
+                token=pair[1],
+                logit_gap=gap,
+                tie=None if gap is None else abs(gap) <= tolerance,
+            )
+        )
+    return found
+
+
+def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
+    """The first position at which two answers differ, a shorter one by ending; None if they are the same."""
+    for position, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return position
+    return None if len(one) == len(other) else min(len(one), len(other))
+
+
+def _at(record: Record, position: int) -> int | None:
+    return record.token_ids[position] if position < len(record.token_ids) else None
+
+
+def _identical(trial: Trial, differences: list[Difference], sampling: Sampling) -> int | None:
+    if sampling.temperature != 0:
+        return None
+    return len(trial.records) - sum(d.name == trial.method.name for d in differences)

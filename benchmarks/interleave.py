@@ -1,0 +1,152 @@
+"""Several engines, asked the same blocks of questions in turn, so that the machine's moods fall on all alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..errors import HeadError
+from .acceptance import step_times
+from .methods import Method
+from .prompts import Question
+from .records import Record
+from .schema import Figure
+from .session import Sampling, Step
+from .speed import Row, impossible
+from .statistics import interval, ratio_interval, resample
+from .summary import acceptance, latencies
+from .worker import Worker
+
+
+@dataclass
+class Block:
+    """One block of questions, answered by one engine: all of it asked at once."""
+
+    records: list[Record]
+
+    @property
+    def seconds(self) -> float:
+        return max(r.latency for r in self.records)
+
+    @property
+    def tokens(self) -> int:
+        return sum(r.output_tokens for r in self.records)
+
+
+@dataclass
+class Trial:
+    """All blocks of one method at one concurrency."""
+
+    method: Method
+    concurrency: int
+    blocks: list[Block] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+
+    @property
+    def records(self) -> list[Record]:
+        return [record for block in self.blocks for record in block.records]
+
+
+def interleaved(
+    workers: dict[str, Worker],
+    methods: Sequence[Method],
+    questions: Sequence[Question],
+    sampling: Sampling,
+    concurrency: int,
+    rounds: int = 1,
+    advance: Callable[[], None] = lambda: None,
+) -> Iterator[dict[str, Trial]]:
+    """Run everything; yields the trials after each block that *all* methods have answered.
+
+    The order of the methods rotates from block to block. Prefixes cached in an earlier round are dropped.
+
+    Raises:
+        HeadError: an engine failed, or refused a question.
+    """
+    trials = {method.name: Trial(method, concurrency) for method in methods}
+    for worker in workers.values():
+        worker.run(questions[:1], Sampling(max_tokens=8), 1, lambda record: None)
+        worker.take_steps()
+    turn = 0
+    for _ in range(rounds):
+        for worker in workers.values():
+            worker.forget()
+        for block in _blocks(questions, concurrency):
+            answered: dict[str, tuple[Block, list[Step]]] = {}
+            for i in range(len(methods)):
+                name = methods[(turn + i) % len(methods)].name
+                answered[name] = _answer(workers[name], block, sampling, concurrency)
+                advance()
+            for name, (done, steps) in answered.items():
+                trials[name].blocks.append(done)
+                trials[name].steps += steps
+            turn += 1
+            yield trials
+
+
+def _blocks(questions: Sequence[Question], size: int) -> Iterator[Sequence[Question]]:
+    """Blocks of `size`; a shorter rest is left out, since another batch size is another measurement."""
+    if len(questions) < size:
+        raise HeadError(
+            f"{len(questions)} questions for a concurrency of {size}", "At least as many were expected", "Ask more"
+        )
+    for start in range(0, len(questions) - size + 1, size):
+        yield questions[start : start + size]
+
+
+def _answer(
+    worker: Worker, block: Sequence[Question], sampling: Sampling, concurrency: int
+) -> tuple[Block, list[Step]]:
+    records: list[Record] = []
+    refused = worker.run(block, sampling, concurrency, records.append)
+    if refused:
+        raise HeadError(f"vLLM refused a question: {refused[0]}", "", "Leave it out, or raise max_model_len")
+    return Block(sorted(records, key=lambda r: r.question)), worker.take_steps()
+
+
+def row(trial: Trial, plain: Trial, identical: int | None = None) -> Row:
+    """A trial as a row, against plain decoding's."""
+    records, k = trial.records, trial.method.k
+    figures = acceptance(records, k) if k else None
+    tokens, seconds = [b.tokens for b in trial.blocks], [b.seconds for b in trial.blocks]
+    speed = sum(tokens) / sum(seconds)
+    bounds = ratio_interval(tokens, seconds) or (None, None)
+    speedup = _speedup(trial, plain)
+    found = latencies(records)
+    made = Row.model_construct(
+        name=trial.method.name,
+        speculative_config=trial.method.speculative,
+        num_speculative_tokens=k,
+        concurrency=trial.concurrency,
+        output_tokens=sum(tokens),
+        tokens_per_second=Figure(value=speed, low=bounds[0], high=bounds[1]),
+        speedup=speedup,
+        median_ttft_ms=found["median_ttft_ms"],
+        mean_itl_ms=found["mean_itl_ms"],
+        mean_tpot_ms=found["mean_tpot_ms"],
+        acceptance=figures,
+        step_ms=step_times(trial.steps),
+        identical=identical,
+        answers=len(records),
+    )
+    made.impossible = impossible(made)
+    per_step = figures.tokens_per_step.value if figures else None
+    made.implied_overhead = per_step / speedup.value - 1 if per_step and speedup.value else None
+    return Row.model_validate(made.model_dump())
+
+
+def _speedup(trial: Trial, plain: Trial) -> Figure:
+    """Ratio of the two speeds, resampled over blocks that both answered."""
+    pairs = zip(trial.blocks, plain.blocks, strict=True)
+    sums = np.array([(a.tokens, a.seconds, b.tokens, b.seconds) for a, b in pairs], float)
+
+    def ratio(s: np.ndarray) -> np.ndarray:
+        return (s[..., 0] / s[..., 1]) / (s[..., 2] / s[..., 3])
+
+    value = float(ratio(sums.sum(0)))
+    if trial is plain or len(sums) < 2:
+        return Figure(value=value)
+    low, high = interval(ratio(resample(len(sums)) @ sums), len(sums))
+    return Figure(value=value, low=float(low), high=float(high))
