@@ -159,6 +159,48 @@ def compare(
 
 
 @app.command()
+def sweep(
+    target: TargetOption,
+    head: Annotated[str | None, typer.Option(help="A converted head, or another draft model.")] = None,
+    method: Annotated[str | None, typer.Option(help="ngram, ...: as vLLM names it.")] = None,
+    spec_config: Annotated[str | None, typer.Option(help="More of vLLM's speculative config, as JSON.")] = None,
+    prompts: PromptsOption = "builtin",
+    limit: LimitOption = 16,
+    k: Annotated[int, typer.Option("-k", "--num-speculative-tokens", help="Drafts per step, at most.", min=2)] = 4,
+    batch: Annotated[list[int] | None, typer.Option(help="Requests at a time; repeat for several.", min=1)] = None,
+    synthetic: Annotated[
+        list[float] | None, typer.Option(help="Acceptance length of a head to imagine; repeat for several.")
+    ] = None,
+    max_tokens: TokensOption = 64,
+    engine_args: EngineOption = None,
+    as_json: JsonOption = False,
+    output: OutputOption = None,
+    html: HtmlOption = None,
+    plot: PlotOption = None,
+) -> None:
+    """Every k at every batch size, with a cost model that says which k to use and what a better head would buy."""
+    from .methods import engine_options, make_method
+    from .prompts import first_turns, read_prompts
+    from .report import write_sweep
+    from .report.sweep_tables import show_sweep
+    from .sweep import sweep as run
+
+    _check_files(output, html, plot)
+    chosen = make_method(head, method, k, spec_config)
+    questions = first_turns(read_prompts(prompts, limit))
+    sizes = sorted(set(batch or [1]))
+    if sizes[-1] > len(questions):
+        raise UsageError(f"--batch {sizes[-1]} with {len(questions)} questions", "At least as many were expected")
+    result = run(target, chosen, questions, prompts, max_tokens, sizes, synthetic or [], engine_options(engine_args))
+    _deliver(result, as_json, output)
+    if not as_json:
+        show_sweep(_console(), result)
+    write_sweep(result, html, plot)
+    if result.partial:
+        raise HeadError(f"the run ended early: {result.partial.rstrip('.')}", "What was finished is marked as partial")
+
+
+@app.command()
 def gate(
     result: Annotated[Path, typer.Argument(metavar="RESULT", help="What `bench acceptance --output` wrote.")],
     baseline: Annotated[Path, typer.Option(help="The stored baseline.")],

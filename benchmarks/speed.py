@@ -91,12 +91,13 @@ class Compare(Model):
 class Cost(Model):
     """The fitted cost of one step in milliseconds, for B requests with k drafts each: see cost_model.py."""
 
-    fixed: float = Field(description="Whatever the step does.")
-    per_row: float = Field(description="Per row B (k + 1) that the target verifies.")
-    per_request: float = Field(description="Per request.")
-    speculating: float = Field(description="Once per step that drafts.")
-    per_draft: float = Field(description="Per draft position.")
-    per_draft_request: float = Field(description="Per draft position and request.")
+    fixed: float = Field(description="The target, whatever the step does.")
+    per_request: float = Field(description="The target, per request.")
+    per_row: float = Field(description="The target, per row that it verifies: B (k + 1) of them for chains.")
+    rejecting: float = Field(description="The target, once per step with drafts.")
+    drafting: float = Field(description="The drafter, once per step with drafts.")
+    per_draft: float = Field(description="The drafter, per draft position.")
+    per_draft_request: float = Field(description="The drafter, per draft position and request.")
     rms_error: float = Field(description="Root mean square of the relative errors of the fit.")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..schema import AcceptanceResult
-    from ..speed import Compare
+    from ..speed import Compare, Sweep
 
 
 def write_acceptance(result: AcceptanceResult, html: Path | None, plot: Path | None) -> None:
@@ -29,3 +29,13 @@ def write_compare(result: Compare, html: Path | None, plot: Path | None) -> None
         html.write_text(compare_page(result))
     if plot is not None:
         compare_plot(result, plot)
+
+
+def write_sweep(result: Sweep, html: Path | None, plot: Path | None) -> None:
+    """Write the page and the picture that were asked for."""
+    from .sweep_tables import sweep_page, sweep_plot
+
+    if html is not None:
+        html.write_text(sweep_page(result))
+    if plot is not None:
+        sweep_plot(result, plot)
