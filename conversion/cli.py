@@ -21,12 +21,14 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a h
 TokenPairing = Annotated[
     str | None, typer.Option(help="Trained on the token behind the hidden state (next) or at it (same).")
 ]
-AuxIds = Annotated[str | None, typer.Option(help="Layers of the target it reads, as in 2,15,27.")]
+AuxIds = Annotated[str | None, typer.Option(help="Layers of the target that fc reads, in its order: 2,15,27.")]
 AuxConvention = Annotated[
     str | None, typer.Option(help="They count streams between layers (boundary, vLLM's way) or layers' outputs.")
 ]
 RopeTheta = Annotated[float | None, typer.Option(help="RoPE base it was trained with.")]
-D2t = Annotated[str | None, typer.Option("--d2t", help="d2t holds offsets (offset) or ids (absolute).")]
+D2t = Annotated[
+    str | None, typer.Option("--d2t", help="d2t holds offsets (offset) or ids (absolute), or is wrong (identity, t2d).")
+]
 FcOrder = Annotated[str | None, typer.Option(help="Order of fc's columns: embed-hidden or hidden-embed.")]
 Embedding = Annotated[Path | None, typer.Option(help="File with the head's own embedding table.")]
 TokenMap = Annotated[Path | None, typer.Option(help="File with the tokens that a reduced lm_head drafts.")]
@@ -45,15 +47,23 @@ def gather_options(flags: list[str] | None, drop: list[str] | None, aux_ids: str
     )
 
 
-def inspect(head: Head, producer: Producer = None, revision: Revision = None, as_json: AsJson = False) -> None:
-    """Say what a head is: its producer with the evidence, its tensors, its config."""
+def inspect(
+    head: Head,
+    producer: Producer = None,
+    revision: Revision = None,
+    target: Annotated[
+        str | None, typer.Option(help="Also say what stock vLLM would make of it for this target.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a head is: its producer with the evidence, its tensors, its config, what stock vLLM would do."""
     from . import inspect_head
 
-    found = inspect_head(head, producer, revision).as_json()
+    found = inspect_head(head, producer, revision, target).as_json()
     if as_json:
         print(json.dumps(found))
         return
-    console = Console(markup=False)  # names come from files
+    console = Console(markup=False, highlight=False)  # names come from files
     console.print(f"{found['producer']}: {found['summary']}")
     console.print(
         f"{found['sure']}, because of {'; '.join(found['evidence'])}. {found['parameters'] / 1e6:.1f} M parameters."
@@ -66,6 +76,14 @@ def inspect(head: Head, producer: Producer = None, revision: Revision = None, as
     console.print(table)
     if found["config"] is None:
         console.print("There is no config.json beside it.")
+    for note in found["notes"] or ():
+        console.print(f"  - {note}")
+    if target is None:
+        console.print("With --target it also says what stock vLLM would make of it.")
+    elif found["refusal"]:
+        console.print(f"convert would refuse it: {found['refusal']}")
+    else:
+        console.print(found["stock"]["text"])
 
 
 def convert(
@@ -87,6 +105,9 @@ def convert(
     revision: Revision = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: as they are.")] = None,
     tokenizer: Annotated[bool, typer.Option("--tokenizer", help="Copy the target's tokenizer too.")] = False,
+    verify: Annotated[
+        bool, typer.Option(help="Prove in vLLM (or torch) that it drafts as the trained head does.")
+    ] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a head converted earlier.")] = False,
     as_json: AsJson = False,
@@ -102,7 +123,7 @@ def convert(
     with writing() as progress:
         done = run(
             head, target, output, options, force=force, dry_run=dry_run, config=config, revision=revision,
-            tokenizer=tokenizer, progress=progress,
+            tokenizer=tokenizer, verify=verify, progress=progress,
         )  # fmt: skip
     result = done.as_json()
     if as_json:
@@ -117,8 +138,16 @@ def convert(
     kind = "needs this plugin" if result["needs_plugin"] else "serves without this plugin too"
     verb = "written" if done.written else "would be written"
     console.print(f"{verb} as {result['architecture']} ({result['why']}; {kind})")
+    if result["verification"]:
+        console.print(f"verified: {_sentence(result['verification'])}")
     console.print("\nServe it:" if done.written else "\nIt would be served by:")
     print(result["serve"])
+
+
+def _sentence(figures: dict[str, Any]) -> str:
+    from .verify.check import sentence
+
+    return sentence(figures)
 
 
 def _numbers(text: str | None) -> tuple[int, ...] | None:

@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import HeadError
 from .detect import Detection, detect
+from .options import Options
 from .source import Source
-from .understand import open_source
+from .stock import stock_verdict
+from .target import read_target
+from .understand import open_source, understand
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,11 @@ class Inspection:
 
     source: Source
     detection: Detection
+    #: Filled if a target was given: what stock vLLM would do with the head, what the reader makes of it, or
+    #: why `convert` would refuse it.
+    stock: dict[str, Any] | None = None
+    notes: list[str] | None = None
+    refusal: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -29,10 +38,28 @@ class Inspection:
             "parameters": sum(t.numel for t in self.source.tensors.values()),
             "tensors": {name: {"shape": list(t.shape), "dtype": t.kind} for name, t in self.source.tensors.items()},
             "config": dict(self.source.config.values) or None,
+            "stock": self.stock,
+            "notes": self.notes,
+            "refusal": self.refusal,
         }
 
 
-def inspect_head(head: str | Path, producer: str | None = None, revision: str | None = None) -> Inspection:
-    """Read and recognise the head at `head`; raises `HeadError` as `convert` does."""
+def inspect_head(
+    head: str | Path, producer: str | None = None, revision: str | None = None, target: str | None = None
+) -> Inspection:
+    """Read and recognise the head at `head`; raises `HeadError` as `convert` does.
+
+    With `target`, also say what stock vLLM would do with the head as it is.
+    """
     source = open_source(head, revision=revision)
-    return Inspection(source, detect(source, producer))
+    detection = detect(source, producer)
+    if target is None:
+        return Inspection(source, detection)
+    known = read_target(target)
+    try:
+        _, reading = understand(source, known, Options(producer=producer))
+    except HeadError as error:
+        return Inspection(source, detection, refusal=str(error))
+    verdict = stock_verdict(source, reading, known)
+    stock = {"outcome": verdict.outcome, "reasons": verdict.reasons, "text": str(verdict)}
+    return Inspection(source, detection, stock, reading.notes)

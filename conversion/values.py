@@ -51,17 +51,18 @@ def same_weights(own: Stored, target: Stored, rows: int | None = None) -> bool:
     """Whether the first `rows` of two tables are the same up to the precision they are stored in."""
     if own.shape[1:] != target.shape[1:] or (rows is None and own.shape != target.shape):
         return False
-    ours, theirs = own.load()[:rows], target.load()[:rows]
-    step = max(1, (1 << 22) // max(1, ours[0].numel()))
-    return all(
-        torch.equal(a, b.to(a.dtype)) or torch.equal(a.to(b.dtype), b)
-        for a, b in zip(ours.split(step), theirs.split(step), strict=True)
-    )
+    count = own.shape[0] if rows is None else rows
+    step = max(1, (1 << 22) // max(1, own.shape[1]))
+    for start in range(0, count, step):
+        ours, theirs = (t.rows(start, min(start + step, count)) for t in (own, target))
+        if not (torch.equal(ours, theirs.to(ours.dtype)) or torch.equal(ours.to(theirs.dtype), theirs)):
+            return False
+    return True
 
 
 def mean_cosine(own: Stored, target: Stored, ids: Tensor | None = None, samples: int = 512) -> float:
     """Mean cosine of sampled rows of two tables; row i of `own` stands for row `ids[i]` of `target`."""
     count = min(own.shape[0], target.shape[0] if ids is None else len(ids))
     rows = torch.linspace(0, count - 1, samples).long().unique()
-    theirs = target.load()[rows if ids is None else ids[rows]].float()
-    return float(torch.cosine_similarity(own.load()[rows].float(), theirs, -1).mean())
+    theirs = target.gather(rows if ids is None else ids[rows]).float()
+    return float(torch.cosine_similarity(own.gather(rows).float(), theirs, -1).mean())

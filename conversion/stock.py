@@ -1,0 +1,154 @@
+"""What stock vLLM would do with a head as it lies there: run it, refuse it, or load it and ruin it.
+
+From reading vLLM 0.32 and from running it on fixtures of every case here (`tests/test_stock_verdict.py`).
+Its EAGLE loaders check no names that are missing and drop every unexpected `*.bias`, which is why most
+mistakes are silent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ..configs import AttentionFreeConfig, Eagle3Config, TransformerHeadConfig
+from .aux_layers import KEY, default_layers
+from .decoder import DEFAULT_THETA
+from .described import Described
+from .reading import Reading
+from .source import Source
+from .target import Target
+
+VERSION = "0.32"
+#: Architectures of draft heads that its registry resolves, once it has put `Eagle` or `Eagle3` in front.
+_EAGLE = {"LlamaForCausalLM", "MistralForCausalLM", "Llama4ForCausalLM", "MiniCPMForCausalLM", "CohereForCausalLM"}
+_EAGLE3 = {
+    "LlamaForCausalLM", "Qwen3ForCausalLM", "MiniMaxM2ForCausalLM", "Qwen2_5vlForCausalLM", "Qwen3vlForCausalLM",
+    "Eagle3LlamaForCausalLM", "LlamaForCausalLMEagle3", "Eagle3Qwen3ForCausalLM", "PEagleDraftModel",
+    "PeagleLlamaForCausalLM", "PeagleQwen3ForCausalLM", "Eagle3MiniMaxM2ForCausalLM", "Eagle3Qwen2_5vlForCausalLM",
+    "Eagle3Qwen3vlForCausalLM",
+}  # fmt: skip
+_EAGLE_PARTS = ("embed_tokens.", "fc.", "layers.")
+_EAGLE3_PARTS = ("embed_tokens.", "fc.", "fc_norm.", "input_norm.", "layers.", "midlayer.", "norm.", "lm_head.", "d2t", "t2d", "mask_hidden")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`outcome`: runs, refuses (with its message) or ruins (loads without an error and accepts little)."""
+
+    outcome: str
+    reasons: list[str]
+
+    def __str__(self) -> str:
+        what = {
+            "runs": "runs it as it is",
+            "refuses": "refuses it",
+            "ruins": "loads it without an error and ruins it",
+        }[self.outcome]
+        return f"stock vLLM {VERSION} {what}" + (f": {'; '.join(self.reasons)}" if self.reasons else "")
+
+
+def stock_verdict(source: Source, reading: Reading, target: Target) -> Verdict:
+    """What stock vLLM would make of `source`, compared with what its reader knows it to mean."""
+    refusals = list(_refusals(source, reading))
+    if refusals:
+        return Verdict("refuses", refusals)
+    assert isinstance(reading.config, TransformerHeadConfig)
+    ruins = list(_ruins(source, reading.config, reading, target))
+    return Verdict("ruins" if ruins else "runs", ruins)
+
+
+def _refusals(source: Source, reading: Reading) -> Iterator[str]:
+    """The first thing it would stumble over."""
+    config, top = reading.config, source.config
+    stored = sorted({source.stored_names.get(n, n) for n in source.tensors} | set(source.dropped))
+    speculators = top.text("speculators_model_type")
+    if speculators not in ("", "eagle3", "peagle"):
+        yield f"ValueError: Expected one of eagle3, peagle, ... for speculators_model_type {speculators}"
+    elif not top.values:
+        yield "it has no config.json"
+    elif not speculators and not top.get("model_type"):
+        yield "Unrecognized model: should have a `model_type` key in its config.json"
+    elif isinstance(config, AttentionFreeConfig):
+        yield "there is no class for heads without attention"
+    elif top.get("model_type") == "eagle" and not isinstance(top.get("model"), dict):
+        yield "Assertion failed, model should not be None when method is eagle"
+    elif (name := _architecture(top)) and name not in (_EAGLE3 if config.method == "eagle3" else _EAGLE) and not speculators:  # fmt: skip
+        yield f"Model architectures ['{name}'] are not supported for now"
+    else:
+        yield from _refused_tensors(source, config, stored)
+
+
+def _architecture(top: Described) -> str:
+    inner = top.inside("model") if top.get("model_type") == "eagle" else top
+    return inner.architecture
+
+
+def _refused_tensors(source: Source, config: Any, stored: list[str]) -> Iterator[str]:
+    eagle3 = config.method == "eagle3"
+    for name in stored:
+        known = name.startswith(_EAGLE3_PARTS if eagle3 else _EAGLE_PARTS)
+        if not known or (not eagle3 and name == "layers.0.input_layernorm.weight"):
+            yield f"There is no module or parameter named '{name.rsplit('.', 1)[0]}'"
+            return
+    described = source.config.get("draft_vocab_size", config.vocab_size)
+    if eagle3 and "d2t" in stored and described == config.vocab_size:
+        yield "There is no module or parameter named 'draft_id_to_target_id' (d2t with the whole vocabulary)"
+    if eagle3 and config.use_aux_hidden_state:
+        listed = source.config.inside("eagle_config").layers(KEY)
+        width = source.config.get("num_aux_hidden_states", len(listed) if listed else 3)
+        if width != config.num_aux_hidden_states:
+            yield f"AssertionError: fc is built for {width} aux hidden states, and has {config.num_aux_hidden_states}"
+
+
+def _ruins(source: Source, config: TransformerHeadConfig, reading: Reading, target: Target) -> Iterator[str]:
+    top = source.config
+    layers = top.inside("transformer_layer_config") if top.get("speculators_model_type") else top
+    described = top.inside("model") if top.get("model_type") == "eagle" else layers
+    yield from _wrong_numbers(described, config)
+    if config.fc_bias:
+        yield "fc.bias is dropped"
+    qkv = config.qkv_bias and not (described.get("attention_bias") or described.get("qkv_bias"))
+    if qkv:
+        yield "biases of q, k and v are dropped"
+    if (described.get("attention_bias") or described.get("bias")) and not config.o_bias:
+        yield "biases of the attention are created and stay uninitialised"
+    if isinstance(config, Eagle3Config):
+        yield from _ruined_eagle3(top, config, target)
+    dropped = [n for n, why in reading.dropped.items() if "nothing in common" in why or "--drop" in why]
+    if dropped:
+        yield f"{', '.join(dropped)} would be used"
+
+
+def _wrong_numbers(described: Described, config: TransformerHeadConfig) -> Iterator[str]:
+    layers = described.number("num_hidden_layers") or 1
+    if layers > config.num_hidden_layers:
+        yield f"{layers - config.num_hidden_layers} of {layers} layers stay uninitialised"
+    nested = described.inside("rope_parameters").number("rope_theta", float)
+    default = 1e6 if described.get("model_type") == "mixtral" else DEFAULT_THETA
+    theta = nested or described.number("rope_theta", float) or default
+    trained = (config.rope_parameters or {}).get("rope_theta")
+    if trained is not None and theta != trained:
+        yield f"RoPE base {theta:g} instead of {trained:g}"
+
+
+def _ruined_eagle3(top: Described, config: Eagle3Config, target: Target) -> Iterator[str]:
+    nested = top.inside("eagle_config")
+    if config.use_aux_hidden_state:
+        used = top.layers(KEY) or nested.layers(KEY) or default_layers(target.num_layers)
+        if sorted(set(used)) != config.eagle_aux_hidden_state_layer_ids:
+            yield f"layers {sorted(set(used))} of the target instead of {config.eagle_aux_hidden_state_layer_ids}"
+        elif not top.layers(KEY) and nested.layers(KEY):
+            yield "on CUDA (Model Runner V2) the nested layer ids are not read"
+    speculators = top.text("speculators_model_type")
+    before = top.get("norm_before_residual", nested.get("norm_before_residual", speculators == "eagle3"))
+    if bool(before) != config.norm_before_residual:
+        yield f"norm_before_residual {bool(before)} instead of {config.norm_before_residual}"
+    if bool(top.get("norm_output", False)) != (config.feedback == "post_norm"):
+        yield "the stream behind the final norm is fed back instead of the one before it"
+    if not config.output_norm or not config.input_norm or not config.hidden_norm:
+        yield "norms that the head does not have are applied"
+    if config.norm_before_fc and not (top.get("norm_before_fc") or nested.get("norm_before_fc")):
+        yield "input_norm is dropped"
+    if config.parallel_drafting:
+        yield "mask_hidden is skipped unless parallel_drafting is set in the serve command"
