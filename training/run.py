@@ -57,6 +57,7 @@ class Outcome:
     progress: Progress
     steps: int
     output: Path
+    family: str
 
 
 class Run:
@@ -130,7 +131,7 @@ class Run:
         if self.main and self.progress.best_step:
             self._export()
         self.accelerator.wait_for_everyone()
-        return Outcome(finished, self.progress, self.total, self.output)
+        return Outcome(finished, self.progress, self.total, self.output, self.recipe.family)
 
     def _steps(self) -> Iterator[tuple[int, list[MicroBatch]]]:
         """The steps still to do, each with all its micro-batches: a function of the seed alone."""
