@@ -1,12 +1,13 @@
 """NVIDIA ModelOpt exports (`nvidia/*-Eagle3*`): `layers.0.*`, flags in a nested `eagle_config`.
 
 Layer ids come from a set, in any order, and releases differ in how they count them, so a list that both
-countings fit must be decided by the user. Heads without aux hidden states read the target's last one.
+countings fit must be decided by the user. Releases have left them out that were not trained on the default. Heads without aux hidden states read the target's last one.
 """
 
 from __future__ import annotations
 
 from ...errors import HeadError
+from ..aux_layers import KEY
 from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
@@ -47,6 +48,13 @@ def read(source: Source, target: Target, options: Options) -> Reading:
             "eagle_config says use_aux_hidden_state is true, and fc.weight is missing",
             "The fusion of the aux hidden states was expected",
             "Export the head again, whole",
+        )
+    told = options.aux_ids or source.config.get(KEY) or nested.get(KEY)
+    if source.has("fc.weight") and not told:
+        raise HeadError(
+            "config.json does not say which layers of the target the head reads",
+            "ModelOpt trains on whatever layers it is told, and reading others costs nearly all acceptance",
+            "Pass --aux-ids; `vllm-eagle doctor` measures which",
         )
     optional = [norm for flag, norm in _NORM_FLAGS.items() if nested.flag(flag) is False]
     if nested.flag("use_aux_hidden_state") is False:

@@ -135,7 +135,7 @@ def speculators(head: ReferenceHead, folder: Path) -> None:
         config, architectures=..., head_dim=config.head_dim, model_type="qwen3" if config.qk_norm else "llama"
     )
     described = {
-        "architectures": ["Eagle3Speculator"], "speculators_model_type": "eagle3", "speculators_version": "0.9.0",
+        "architectures": ["Eagle3DraftModel"], "speculators_model_type": "eagle3", "speculators_version": "0.9.0",
         "draft_vocab_size": config.draft_vocab, "transformer_layer_config": layer,
         "eagle_aux_hidden_state_layer_ids": config.eagle_aux_hidden_state_layer_ids,
         "speculators_config": {"algorithm": "eagle3", "verifier": {"name_or_path": "target"}},
