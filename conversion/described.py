@@ -46,11 +46,11 @@ class Described:
         return value
 
     def layers(self, key: str) -> list[int] | None:
-        """A list of layer numbers; None where nothing is said."""
+        """A list of layer numbers; None where nothing is said, or an empty list."""
         value = self.get(key)
-        if value is None:
+        if value is None or value == []:
             return None
-        if not isinstance(value, list) or not value or any(type(i) is not int or i < 0 for i in value):
+        if not isinstance(value, list) or any(type(i) is not int or i < 0 for i in value):
             raise self._wrong(key, "A list of layers of the target was expected")
         return value
 

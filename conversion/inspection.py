@@ -61,5 +61,5 @@ def inspect_head(
     except HeadError as error:
         return Inspection(source, detection, refusal=str(error))
     verdict = stock_verdict(source, reading, known)
-    stock = {"outcome": verdict.outcome, "reasons": verdict.reasons, "text": str(verdict)}
+    stock = {"outcome": verdict.outcome, "reasons": verdict.reasons, "cautions": verdict.cautions, "text": str(verdict)}
     return Inspection(source, detection, stock, reading.notes)

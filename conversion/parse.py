@@ -37,7 +37,13 @@ _UNREADABLE = (
 _MOST_EXPANSION = 50
 
 
-def read_tensors(file: Path, lists: bool = False) -> dict[str, Stored]:
+class Contents(dict[str, Stored]):
+    """Tensors by name, and the key of the object they were found in, if they did not stand at the top."""
+
+    wrapper = ""
+
+
+def read_tensors(file: Path, lists: bool = False) -> Contents:
     """Every tensor of `file` by name; numbers and texts beside the weights (steps, losses) are left out.
 
     `lists`: a bare list of integers counts as a tensor, named as the file (token maps are stored so).
@@ -65,7 +71,7 @@ def read_tensors(file: Path, lists: bool = False) -> dict[str, Stored]:
         ) from None
 
 
-def _parse(file: Path, lists: bool) -> dict[str, Stored]:
+def _parse(file: Path, lists: bool) -> Contents:
     if file.suffix == ".safetensors":
         return _safetensors(file)
     if file.suffix == ".npz":
@@ -80,8 +86,8 @@ def _parse(file: Path, lists: bool) -> dict[str, Stored]:
     return _stored(file, torch.load(file, map_location="cpu", weights_only=True, mmap=zipped), lists)
 
 
-def _safetensors(file: Path) -> dict[str, Stored]:
-    found: dict[str, Stored] = {}
+def _safetensors(file: Path) -> Contents:
+    found = Contents()
     with safe_open(file, framework="pt") as opened:
         for name in opened.keys():  # noqa: SIM118  (safe_open is no mapping)
             part = opened.get_slice(name)
@@ -123,21 +129,21 @@ def _array(file: Path, arrays: Mapping[str, np.ndarray], name: str) -> np.ndarra
         ) from None
 
 
-def _stored(file: Path, loaded: Any, lists: bool = False) -> dict[str, Stored]:
+def _stored(file: Path, loaded: Any, lists: bool = False) -> Contents:
+    found = Contents()
     if isinstance(loaded, Tensor) or (lists and _numbers(loaded)):
         loaded = {file.stem: loaded}
     while isinstance(loaded, Mapping):
         wrapper = next((key for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
         if wrapper is None:
             break
-        loaded = loaded[wrapper]
+        loaded, found.wrapper = loaded[wrapper], wrapper
     if not isinstance(loaded, Mapping):
         raise HeadError(
             f"{file.name} holds a {type(loaded).__name__}",
             "A dictionary of tensors was expected",
             "Save the state dict: torch.save(head.state_dict(), path)",
         )
-    found: dict[str, Stored] = {}
     for name, value in loaded.items():
         tensor = _as_tensor(f"{name} in {file.name}", value)
         if tensor is not None:

@@ -39,12 +39,19 @@ class Source:
     #: Tensors that are no part of the head, by their names in the files, and why.
     dropped: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    #: The key under which a trainer's checkpoint keeps the weights; empty where they stand by themselves.
+    wrapper: str = ""
 
     @cached_property
     def checksums(self) -> dict[str, str]:
         """sha256 of every file read."""
         with ThreadPoolExecutor(2) as pool:
             return dict(zip((f.name for f in self.files), pool.map(_sha256, self.files), strict=True))
+
+    @property
+    def weights(self) -> tuple[Path, ...]:
+        """The files that hold tensors of the head."""
+        return tuple(f for f in self.files if f.name not in self.side and f.name != "config.json")
 
     def has(self, *names: str) -> bool:
         return all(name in self.tensors for name in names)
@@ -71,12 +78,14 @@ def read_source(path: Path, config: Path | None = None) -> Source:
     files = find_files(path, config)
     stored: dict[str, Stored] = {}
     dropped: dict[str, str] = {}
+    wrapper = ""
     side = {file.name: read_tensors(file, lists=True) for file in files.side}
     for file in files.weights:
         found = read_tensors(file)
         if set(found) == {"weight"} and len(files.weights) > 1:  # accelerate's second model
             side[file.name] = found
             continue
+        wrapper = wrapper or found.wrapper
         for name, tensor in found.items():
             if name in stored:
                 raise HeadError(
@@ -101,7 +110,7 @@ def read_source(path: Path, config: Path | None = None) -> Source:
     tensors, names = own_names(stored, dropped)
     read = (*files.weights, *files.side, *((files.config,) if files.config else ()))
     renamed = {name: original for name, original in names.items() if name != original}
-    return Source(path, read, tensors, Described(config_of(files)), side, renamed, dropped, files.notes)
+    return Source(path, read, tensors, Described(config_of(files)), side, renamed, dropped, files.notes, wrapper)
 
 
 def read_table(path: Path) -> Stored:

@@ -8,7 +8,7 @@ mistakes are silent.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..configs import AttentionFreeConfig, Eagle3Config, TransformerHeadConfig
@@ -38,6 +38,8 @@ class Verdict:
 
     outcome: str
     reasons: list[str]
+    #: What differs on other platforms, from reading.
+    cautions: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         what = {
@@ -45,7 +47,8 @@ class Verdict:
             "refuses": "refuses it",
             "ruins": "loads it without an error and ruins it",
         }[self.outcome]
-        return f"stock vLLM {VERSION} {what}" + (f": {'; '.join(self.reasons)}" if self.reasons else "")
+        because = f": {'; '.join(self.reasons)}" if self.reasons else ""
+        return f"stock vLLM {VERSION} {what}{because}" + "".join(f" ({caution})" for caution in self.cautions)
 
 
 def stock_verdict(source: Source, reading: Reading, target: Target) -> Verdict:
@@ -55,7 +58,9 @@ def stock_verdict(source: Source, reading: Reading, target: Target) -> Verdict:
         return Verdict("refuses", refusals)
     assert isinstance(reading.config, TransformerHeadConfig)
     ruins = list(_ruins(source, reading.config, reading, target))
-    return Verdict("ruins" if ruins else "runs", ruins)
+    nested = source.config.inside("eagle_config").layers(KEY) and not source.config.layers(KEY)
+    cautions = ["Model Runner V2, the default on CUDA, does not read layer ids in eagle_config"] if nested else []
+    return Verdict("ruins" if ruins else "runs", ruins, cautions)
 
 
 def _refusals(source: Source, reading: Reading) -> Iterator[str]:
@@ -65,6 +70,8 @@ def _refusals(source: Source, reading: Reading) -> Iterator[str]:
     speculators = top.text("speculators_model_type")
     if speculators not in ("", "eagle3", "peagle"):
         yield f"ValueError: Expected one of eagle3, peagle, ... for speculators_model_type {speculators}"
+    elif source.path.is_dir() and any(f.suffix != ".json" and f.parent != source.path for f in source.weights):
+        yield "Cannot find any model weights: they are in a folder inside this one"
     elif not top.values:
         yield "it has no config.json"
     elif not speculators and not top.get("model_type"):
@@ -86,6 +93,9 @@ def _architecture(top: Described) -> str:
 
 def _refused_tensors(source: Source, config: Any, stored: list[str]) -> Iterator[str]:
     eagle3 = config.method == "eagle3"
+    if source.wrapper:
+        yield f"There is no module or parameter named '{source.wrapper}'"
+        return
     for name in stored:
         known = name.startswith(_EAGLE3_PARTS if eagle3 else _EAGLE_PARTS)
         if not known or (not eagle3 and name == "layers.0.input_layernorm.weight"):
@@ -138,8 +148,6 @@ def _ruined_eagle3(top: Described, config: Eagle3Config, target: Target) -> Iter
         used = top.layers(KEY) or nested.layers(KEY) or default_layers(target.num_layers)
         if sorted(set(used)) != config.eagle_aux_hidden_state_layer_ids:
             yield f"layers {sorted(set(used))} of the target instead of {config.eagle_aux_hidden_state_layer_ids}"
-        elif not top.layers(KEY) and nested.layers(KEY):
-            yield "on CUDA (Model Runner V2) the nested layer ids are not read"
     speculators = top.text("speculators_model_type")
     before = top.get("norm_before_residual", nested.get("norm_before_residual", speculators == "eagle3"))
     if bool(before) != config.norm_before_residual:
