@@ -21,6 +21,7 @@ from .engine import engine
 from .known_answer.heads import target_states
 from .producers import FIXTURES, PRODUCERS, SERVED
 from .producers.making import make
+from .producers.table import FACTS, PAGE, page
 from .test_known_answer import assert_exact
 
 
@@ -29,44 +30,61 @@ def test_there_is_a_fixture_for_every_reader():
     assert {fixture.reader for fixture in FIXTURES.values()} == set(READERS)
 
 
+@pytest.fixture(scope="module")
+def made(target_for, tmp_path_factory):
+    """`made(fixture)`: written and converted once, to be looked at only."""
+    known = {}
+
+    def get(name):
+        if name not in known:
+            torch.manual_seed(0)
+            known[name] = make(name, target_for, tmp_path_factory.mktemp("produced"))
+        return known[name]
+
+    return get
+
+
 @pytest.mark.parametrize("name", FIXTURES)
-def test_is_recognised_and_accounted_for(name, target_for, tmp_path):
-    made = make(name, target_for, tmp_path)
-    assert made.done.detection.reader.name == FIXTURES[name].reader
-    written = set(made.done.reading.used.values()) | {"d2t", "lm_head.weight"}  # these can be made from other sources
-    assert set(made.tensors) <= written
-    assert all(made.done.reading.dropped.values())
+def test_is_recognised_and_accounted_for(name, made):
+    reading = made(name).done.reading
+    assert made(name).done.detection.reader.name == FIXTURES[name].reader
+    assert set(made(name).tensors) <= set(reading.used.values()) | {"d2t"}  # which side files can be the source of
+    assert all(reading.dropped.values())
 
 
 @pytest.mark.engine
 @pytest.mark.parametrize("name", SERVED)
-def test_serves_exactly(name, target_for, tmp_path):
-    made = make(name, target_for, tmp_path)
-    k = draft_length(made.head.config)
-    method = {"method": made.done.reading.config.method}  # otherwise vLLM guesses it from the folder's name
-    with engine(made.target.folder, made.done.output, k, speculative=method) as running:
-        assert_exact(running, made.target, k)
+def test_serves_exactly(name, made):
+    found = made(name)
+    k = draft_length(found.head.config)
+    method = {"method": found.done.reading.config.method}  # otherwise vLLM guesses it from the folder's name
+    with engine(found.target.folder, found.done.output, k, speculative=method) as running:
+        assert_exact(running, found.target, k)
 
 
 @pytest.mark.parametrize("name", [name for name, fixture in FIXTURES.items() if fixture.same_as])
-def test_comes_out_equal_to_one_that_is_served(name, target_for, tmp_path):
-    other = FIXTURES[name].same_as
-    assert other in SERVED
-    ours, served = (make(n, target_for, tmp_path / folder) for n, folder in ((name, "ours"), (other, "served")))
+def test_comes_out_equal_to_one_that_is_served(name, made):
+    assert FIXTURES[name].same_as in SERVED
+    ours, served = made(name), made(FIXTURES[name].same_as)
     assert ours.config == served.config
     assert set(ours.tensors) == set(served.tensors)
     assert all(torch.equal(ours.tensors[n], tensor) for n, tensor in served.tensors.items())
 
 
 @pytest.mark.parametrize("name", SERVED)
-def test_weights_are_the_same_bits(name, target_for, tmp_path):
-    made = make(name, target_for, tmp_path)
-    expected = {n: t for n, t in made.head.state_dict().items() if n != "embed_tokens.weight" or "70B" in name}
+def test_weights_are_the_same_bits(name, made):
+    expected = {n: t for n, t in made(name).head.state_dict().items() if n != "embed_tokens.weight" or "70B" in name}
+    written = made(name).tensors
     if name == "automodel-eagle3":  # written in the order of frequency
-        order = (made.tensors["d2t"] + torch.arange(len(made.tensors["d2t"]))).argsort()
-        assert torch.equal(made.tensors["lm_head.weight"][order], expected.pop("lm_head.weight"))
+        order = (written["d2t"] + torch.arange(len(written["d2t"]))).argsort()
+        assert torch.equal(written["lm_head.weight"][order], expected.pop("lm_head.weight"))
         del expected["d2t"]
-    assert all(torch.equal(made.tensors[n], tensor) for n, tensor in expected.items())
+    assert all(torch.equal(written[n], tensor) for n, tensor in expected.items())
+
+
+def test_the_documentation_is_what_the_registry_says(made):
+    assert set(FACTS) == set(READERS)
+    assert PAGE.read_text() == page(made), "python -m tests.producers.table writes it anew"
 
 
 def test_hot_tokens_of_sglang_cut_the_targets_lm_head(target_for, tmp_path):
