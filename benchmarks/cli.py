@@ -254,6 +254,46 @@ def live(
         server.follow(url, interval, _console())
 
 
+def trace(
+    prompt: Annotated[str, typer.Argument(help="What to ask.")],
+    target: TargetOption,
+    head: Annotated[str | None, typer.Option(help="A converted head, or another draft model.")] = None,
+    method: Annotated[str | None, typer.Option(help="ngram, ...: as vLLM names it.")] = None,
+    spec_config: Annotated[str | None, typer.Option(help="More of vLLM's speculative config, as JSON.")] = None,
+    k: KOption = 3,
+    max_tokens: TokensOption = 64,
+    temperature: TemperatureOption = 0.0,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
+    engine_args: EngineOption = None,
+    as_json: JsonOption = False,
+    output: OutputOption = None,
+    html: HtmlOption = None,
+    svg: Annotated[Path | None, typer.Option(help="Write the picture here.")] = None,
+) -> None:
+    """One answer, every token coloured by how it came, with what was rejected and both models' probabilities."""
+    import io
+    import tempfile
+
+    from rich.console import Console
+
+    from .methods import engine_options, make_method
+    from .session import Sampling
+    from .trace import trace as run
+    from .trace import trace_page, write_picture
+
+    _check_files(output, html, None)
+    _check_files(svg, None, None)
+    chosen = make_method(head, method, k, spec_config)
+    result = run(target, chosen, prompt, Sampling(temperature, max_tokens), engine_options(engine_args), not raw)
+    _deliver(result, as_json, output)
+    if html is not None:
+        html.write_text(trace_page(result))
+    if svg is not None or not as_json:
+        with tempfile.TemporaryDirectory() as folder:
+            console = Console(file=io.StringIO()) if as_json else _console()
+            write_picture(result, console, svg or Path(folder) / "trace.svg")
+
+
 def _check_files(output: Path | None, html: Path | None, plot: Path | None) -> None:
     from .report.plots import check_format
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import HeadError
-from .host import StepClock
+from .host import StepClock, StepWatch, TraceStep
 from .prompts import Question
 from .records import Record
 from .session import Counters, Done, Sampling, Step, conversations
@@ -21,18 +21,24 @@ from .session import Counters, Done, Sampling, Step, conversations
 #: Per-request acceptance of every step, which vLLM reports since 0.31.
 DETAILED = {"per_request_spec_decode_metrics": "detailed"}
 
+#: KV cache of an engine on CPU, where vLLM would take a large part of the machine's memory for each.
+CPU_KV_BYTES = 2**29
+
 
 def prepare_process() -> None:
     """Environment for an engine in this process; before vLLM is imported."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
 
 
 @contextlib.contextmanager
-def open_engine(target: str, speculative: dict[str, Any] | None, options: dict[str, Any]) -> Iterator[Engine]:
+def open_engine(
+    target: str, speculative: dict[str, Any] | None, options: dict[str, Any], share: int = 1
+) -> Iterator[Engine]:
     """An engine for `target`; `speculative` is vLLM's speculative config, `options` are engine arguments.
+
+    `share`: how many engines are to fit into this machine's memory together.
 
     Raises:
         HeadError: it did not start.
@@ -41,7 +47,7 @@ def open_engine(target: str, speculative: dict[str, Any] | None, options: dict[s
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    settings: dict[str, Any] = {"disable_log_stats": False, "seed": 0, **options}
+    settings: dict[str, Any] = {"disable_log_stats": False, "seed": 0, **_memory(share), **options}
     if speculative is not None:
         settings |= {"speculative_config": dict(speculative), **DETAILED}
     llm = None
@@ -59,6 +65,15 @@ def open_engine(target: str, speculative: dict[str, Any] | None, options: dict[s
         del llm
         cleanup_dist_env_and_memory()
         gc.collect()
+
+
+def _memory(share: int) -> dict[str, Any]:
+    """Engine arguments that leave room for others; the user's own, and vLLM's environment variable, go first."""
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        return {} if os.environ.get("VLLM_CPU_KVCACHE_SPACE") else {"kv_cache_memory_bytes": CPU_KV_BYTES}
+    return {} if share == 1 else {"gpu_memory_utilization": round(0.9 / share, 3)}
 
 
 def reason(error: BaseException) -> str:
@@ -220,6 +235,23 @@ class Engine:
     def forget(self) -> None:
         """Drop cached prefixes, so that asking again costs what asking first did."""
         self.llm.reset_prefix_cache()
+
+    def trace(self, question: Question, sampling: Sampling) -> tuple[Record, list[TraceStep]]:
+        """One answer, and every step of it as the models saw it.
+
+        Raises:
+            HeadError: vLLM refused the question, or its runner is not one that can be watched.
+        """
+        records: list[Record] = []
+        with StepWatch(self.llm) as watch:
+            self._clock.watch = watch
+            try:
+                refused = self.run([question], sampling, 1, records.append)
+            finally:
+                self._clock.watch = None
+        if refused:
+            raise HeadError(f"vLLM refused the prompt: {refused[0]}")
+        return records[0], watch.steps
 
     def logprobs(self, tokens: Sequence[int], of: Sequence[int]) -> list[float]:
         """log p [len(of)] of the tokens `of` as continuations of `tokens`."""

@@ -20,6 +20,7 @@ from typing import Any
 
 from ..demo.server import serving_environment
 from ..errors import HeadError
+from .host import TraceStep
 from .prompts import Question
 from .records import Record
 from .session import Counters, Done, Sampling, Step
@@ -30,7 +31,9 @@ MODULE = "vllm_eagle_plugin.benchmarks.worker"
 class Worker:
     """A session on an engine in a child process. Use `open_workers`."""
 
-    def __init__(self, name: str, target: str, speculative: dict[str, Any] | None, options: dict[str, Any]) -> None:
+    def __init__(
+        self, name: str, target: str, speculative: dict[str, Any] | None, options: dict[str, Any], share: int = 1
+    ) -> None:
         self.name = name
         number, file = tempfile.mkstemp(prefix="vllm-eagle-bench-", suffix=".log")
         self._log = Path(file)
@@ -40,11 +43,11 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=number,
             text=True,
-            env=serving_environment(),
+            env=_environment(),
             start_new_session=True,  # ctrl-C is for the parent, which keeps what is done
         )
         os.close(number)
-        self._open = {"target": target, "speculative": speculative, "options": options}
+        self._open = {"target": target, "speculative": speculative, "options": options, "share": share}
         self.k = 0
         self._described: dict[str, Any] = {}
 
@@ -94,6 +97,11 @@ class Worker:
         """Token ids of a question's prompt."""
         return self._ask({"do": "encode", "question": asdict(question)})["tokens"]
 
+    def trace(self, question: Question, sampling: Sampling) -> tuple[Record, list[TraceStep]]:
+        """One answer, and every step of it."""
+        found = self._ask({"do": "trace", "question": asdict(question), "sampling": asdict(sampling)})
+        return Record.model_validate(found["record"]), [TraceStep(**step) for step in found["steps"]]
+
     def stop(self) -> None:
         """End the process and remove its log."""
         with contextlib.suppress(ProcessLookupError):
@@ -141,7 +149,7 @@ def open_workers(
     Raises:
         HeadError: one of them did not start; the error names it.
     """
-    workers = {name: Worker(name, target, speculative, options) for name, speculative in methods.items()}
+    workers = {name: Worker(name, target, speculative, options, len(methods)) for name, speculative in methods.items()}
     try:
         for worker in workers.values():
             worker.start()
@@ -169,7 +177,7 @@ def main() -> None:
     if request is None:
         return
     try:
-        with open_engine(request["target"], request["speculative"], request["options"]) as engine:
+        with open_engine(request["target"], request["speculative"], request["options"], request["share"]) as engine:
             say(k=engine.k, describe=engine.describe())
             say(done=True)
             for line in sys.stdin:
@@ -182,7 +190,7 @@ def _serve(engine: Any, request: dict[str, Any], say: Any) -> None:
     try:
         if request["do"] == "run":
             questions = [_question(q) for q in request["questions"]]
-            sampling = Sampling(**{**request["sampling"], "seeds": tuple(request["sampling"]["seeds"])})
+            sampling = _sampling(request["sampling"])
             refused = engine.run(
                 questions, sampling, request["concurrency"], lambda r: say(record=r.model_dump(mode="json"))
             )
@@ -196,11 +204,26 @@ def _serve(engine: Any, request: dict[str, Any], say: Any) -> None:
             engine.forget()
         elif request["do"] == "logprobs":
             say(logprobs=engine.logprobs(request["tokens"], request["of"]))
+        elif request["do"] == "trace":
+            record, steps = engine.trace(_question(request["question"]), _sampling(request["sampling"]))
+            say(record=record.model_dump(mode="json"), steps=[asdict(step) for step in steps])
         elif request["do"] == "encode":
             say(tokens=engine.encode(_question(request["question"])))
         say(done=True)
     except HeadError as error:
         say(error=str(error))
+
+
+def _environment() -> dict[str, str]:
+    """As a server's, but with a KV cache that leaves room for other engines unless the user says otherwise."""
+    environment = serving_environment()
+    if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+        environment.pop("VLLM_CPU_KVCACHE_SPACE", None)
+    return environment
+
+
+def _sampling(fields: dict[str, Any]) -> Sampling:
+    return Sampling(**{**fields, "seeds": tuple(fields["seeds"])})
 
 
 def _question(fields: dict[str, Any]) -> Question:

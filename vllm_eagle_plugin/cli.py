@@ -11,7 +11,9 @@ import typer
 
 from . import __version__
 from .benchmarks.cli import app as bench_app
+from .benchmarks.cli import trace
 from .conversion.cli import convert, inspect
+from .conversion.cli_doctor import doctor, verify
 from .errors import HeadError, UsageError
 from .training.cli import train_app
 
@@ -24,9 +26,12 @@ app = typer.Typer(
 )
 app.add_typer(train_app, name="train")
 app.add_typer(bench_app, name="bench")
+app.command()(trace)
 
 app.command()(inspect)
 app.command()(convert)
+app.command()(verify)
+app.command()(doctor)
 
 
 def main() -> None:

@@ -6,9 +6,19 @@ from functools import cache
 
 import numpy as np
 from vllm_eagle_plugin.benchmarks.acceptance import Run, summarise
+from vllm_eagle_plugin.benchmarks.cost_model import advise, fit
+from vllm_eagle_plugin.benchmarks.environment import environment
+from vllm_eagle_plugin.benchmarks.host import TraceStep
+from vllm_eagle_plugin.benchmarks.interleave import Block, Trial, row
+from vllm_eagle_plugin.benchmarks.methods import Method
 from vllm_eagle_plugin.benchmarks.report.acceptance_page import acceptance_page
+from vllm_eagle_plugin.benchmarks.report.speed_tables import compare_page
+from vllm_eagle_plugin.benchmarks.report.sweep_tables import sweep_page
 from vllm_eagle_plugin.benchmarks.schema import AcceptanceResult, Workload
 from vllm_eagle_plugin.benchmarks.session import Step
+from vllm_eagle_plugin.benchmarks.speed import Compare, Difference, Sweep, Synthetic
+from vllm_eagle_plugin.benchmarks.sweep import conditional_rates, hold_out, step_times
+from vllm_eagle_plugin.benchmarks.trace import Trace, explain, trace_page
 
 from .synthetic import geometric
 
@@ -29,7 +39,71 @@ def acceptance_result(seed: int = 0, questions: int = 30) -> AcceptanceResult:
     return summarise(Run(records=records, steps=steps, seconds=60.0), 3, workload, questions)
 
 
+def timed(name: str, k: int, batch: int, step_seconds: float, questions: int = 12) -> Trial:
+    """A trial in which each step takes so long."""
+    records = [
+        r.model_copy(update={"latency": 0.1 + step_seconds * (len(r.accepted) if k else 90), "output_tokens": 91})
+        for r in geometric(np.random.default_rng(3), questions, k or 1)
+    ]
+    if not k:
+        records = [r.model_copy(update={"accepted": [], "drafted": [], "plain_steps": 90}) for r in records]
+    draft = 4.0 * k
+    steps = [Step(batch, batch * (k + 1), k > 0, 1e3 * step_seconds, draft, 1e3 * step_seconds - draft - 1, 0.5)] * 5
+    config = {"model": "head", "num_speculative_tokens": k} if k else None
+    return Trial(Method(name, config), batch, [Block([r]) for r in records], steps)
+
+
+def compare_result() -> Compare:
+    plain = timed("plain", 0, 1, 0.03)
+    rows = [
+        row(trial, plain)
+        for trial in (plain, timed("a head with a long name, k=3", 3, 1, 0.04), timed("too fast, k=3", 3, 1, 0.01))
+    ]
+    difference = Difference(name="a head", question_id="7", position=3, plain_token=1, token=2, logit_gap=0.2, tie=True)
+    return Compare(
+        target="a/target", prompts="builtin", prompts_sha256="", temperature=0.0, max_tokens=91, questions=12, rounds=1,
+        engine={"dtype": "bfloat16"}, environment=environment(0.0), rows=rows, differences=[difference],
+        tie_tolerance=0.25, notes=["a note"],
+    )  # fmt: skip
+
+
+def sweep_result() -> Sweep:
+    runs = {
+        (k, b): timed(f"k={k}" if k else "plain", k, b, 0.03 + 0.004 * k + 0.001 * b * (k + 1))
+        for b in (1, 8)
+        for k in range(5)
+    }
+    rates, cost = conditional_rates(runs), fit(step_times(runs))
+    better = Synthetic(
+        acceptance_length=3, num_speculative_tokens=4, concurrency=1, predicted=1.9, measured=2.0, error=-0.05
+    )
+    return Sweep(
+        target="a/target", prompts="builtin", prompts_sha256="", max_tokens=91, questions=12, engine={},
+        environment=environment(0.0), rows=[row(t, runs[0, b]) for (_, b), t in runs.items()], conditional=rates,
+        cost=cost, held_out=hold_out(runs), advice=advise(cost, rates, [1, 8]), synthetic=[better],
+    )  # fmt: skip
+
+
+def trace_result() -> Trace:
+    words = dict(enumerate(["The", " sky", " is", " blue", ",", " because", "\n", " <b>", " air", " scatters"]))
+    steps = [
+        TraceStep([], [], [], [0], 0.9),
+        TraceStep([1, 2, 4], [0.5, 0.6, 0.4], [0.8, 0.9, 0.1], [1, 2, 3], 0.7),
+        TraceStep([4, 5], [0.5, 0.9], [0.9, 0.9], [4, 5, 6], 0.3),
+        TraceStep([7, 8], [], [0.0, 0.4], [9], 0.6),
+    ]
+    return Trace(
+        target="a/target", speculative_config={"model": "head"}, prompt="Why is the sky blue?", answer="",
+        acceptance_length=2.0, steps=[explain(s, words.__getitem__) for s in steps], environment=environment(0.0),
+    )  # fmt: skip
+
+
 @cache
 def pages() -> dict[str, str]:
     """HTML by name."""
-    return {"acceptance": acceptance_page(acceptance_result())}
+    return {
+        "acceptance": acceptance_page(acceptance_result()),
+        "compare": compare_page(compare_result()),
+        "sweep": sweep_page(sweep_result()),
+        "trace": trace_page(trace_result()),
+    }

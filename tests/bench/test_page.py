@@ -92,7 +92,7 @@ OVERLAPS = """() => [...document.querySelectorAll('.chart, svg')].flatMap(chart 
 @pytest.mark.parametrize("name", list(pages()))
 def test_charts_are_drawn(browser: Browser, files: dict[str, Path], name: str) -> None:
     page, _ = open_page(browser, files[name], DESKTOP, color_scheme="light")
-    drawn = {"acceptance": [".bar.a", ".bar.b", ".whisker"], "compare": [".bar.a", ".whisker"], "sweep": ["svg"]}
+    drawn = {"acceptance": [".bar.a", ".bar.b", ".whisker"], "compare": [".bar.a", ".bar.c"], "sweep": ["svg"]}
     for selector in drawn.get(name, [".token.accepted"]):
         picture = pixels(page, selector)
         colours = np.unique((picture.reshape(-1, 3) * 255).astype(int), axis=0)
