@@ -83,7 +83,7 @@ class PlainGenerator:
     def __init__(self, target: str, batch: int, precision: str) -> None:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model: Any = AutoModelForCausalLM.from_pretrained(target, dtype=dtype).to(device).eval()  # type: ignore[arg-type]
+        self._model: Any = AutoModelForCausalLM.from_pretrained(target, dtype=dtype).to(device).eval()
         self._batch = batch
 
     def __call__(

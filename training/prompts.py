@@ -47,7 +47,7 @@ class ChatFrame:
         encode = lambda s: tokenizer(s, add_special_tokens=False)["input_ids"]  # noqa: E731
         bridge = encode(after)
         stops = {tokenizer.eos_token_id, bridge[0] if bridge else None} - {None}
-        return cls(encode(before), bridge, sorted(stops))  # type: ignore[type-var]
+        return cls(encode(before), bridge, sorted(stops))
 
 
 def encode_turn(tokenizer: Any, frame: ChatFrame, turn: str) -> list[int]:

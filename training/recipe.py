@@ -191,7 +191,7 @@ def _build(kind: type, written: Any, where: str) -> Any:
 
 
 def _value(kind: Any, value: Any, name: str) -> Any:
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _build(kind, value, f"{name}.")
     if kind is float and type(value) is int:
         value = float(value)

@@ -23,8 +23,9 @@ _SIDE = 2048
 def measure_speed(recipe: Recipe, target_name: str, data: Path, steps: int) -> dict[str, Any]:
     """Time `steps` training steps of one process, and a matrix product of the same precision.
 
-    Returns tokens per second (answer tokens), floating-point operations per token (those of matrix
-    products, forward and backward, the target's included), what is reached, the ceiling and its share.
+    Returns answer tokens per second (on processors: of processor time per thread), floating-point
+    operations per token (those of matrix products, forward and backward, the target's included), what
+    is reached, the ceiling and its share.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
@@ -85,6 +86,9 @@ def matmul_ceiling(dtype: torch.dtype, device: torch.device, repeats: int = 20) 
 
 
 def _now(device: torch.device) -> float:
+    """Seconds on a GPU; on processors, seconds of processor time per thread, which other work on the same
+    machine does not lengthen."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.monotonic()
+        return time.monotonic()
+    return time.process_time() / torch.get_num_threads()

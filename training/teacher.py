@@ -39,7 +39,7 @@ class Teacher:
                 "Set head.layer_ids in the recipe",
             )
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(target.folder, dtype=dtype)
-        self.model = model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
+        self.model = model.to(device).eval().requires_grad_(False)
         self.layers = layers
         output = model.get_output_embeddings()
         # Plain tensors: a module that is lent a parameter would take it for its own.
