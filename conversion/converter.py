@@ -37,6 +37,8 @@ class Conversion:
     output: Path
     written: bool
     provenance: dict[str, Any] = field(default_factory=dict)
+    #: Figures of the verification; empty if there was none.
+    verification: dict[str, Any] = field(default_factory=dict)
 
     @property
     def serve_command(self) -> str:
@@ -65,6 +67,7 @@ class Conversion:
             "output": str(self.output),
             "written": self.written,
             "serve": self.serve_command,
+            "verification": self.verification,
         }
 
 
@@ -78,11 +81,13 @@ def convert(
     config: Path | None = None,
     revision: str | None = None,
     tokenizer: bool = False,
+    verify: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Conversion:
     """Read the head at `head`, check it against its target, and write it to `output`.
 
-    `progress(done, total)` is told of bytes written. With `tokenizer` the target's goes along.
+    `progress(done, total)` is told of bytes written. With `tokenizer` the target's goes along. With `verify`
+    the result must draft as the trained head does, in vLLM where it is installed.
 
     Raises:
         HeadError: the head, its target or an option is wrong; nothing is written then.
@@ -114,9 +119,32 @@ def convert(
             layout.tensors,
             force,
             extra=_tokenizer_files(target) if tokenizer else (),
+            check=verification(done, source, options, config) if verify else None,
             progress=tell,
         )
     return done
+
+
+def verification(done: Conversion, source: Source, options: Options, config: Path | None) -> Callable[[Path], None]:
+    """For `write_head`: verify the finished folder, and put the figures into its provenance and into `done`."""
+
+    def check(folder: Path) -> None:
+        from .verify import verify_source
+
+        found = verify_source(source, done.target, folder, options, config=config)
+        if not found.passed:
+            raise HeadError(
+                f"the written head does not compute what the trained one does: {found.why} ({found.engine})",
+                "Both must draft the same, token for token",
+                "Nothing was written; please report this head, or pass --no-verify to have it as it is",
+            )
+        done.verification.update(found.as_json())
+        file = folder / "config.json"
+        written = json.loads(file.read_text(encoding="utf-8"))
+        written["eagle_provenance"]["verification"] = done.verification
+        file.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    return check
 
 
 def provenance(done: Conversion, source: Source, checksums: dict[str, str]) -> dict[str, Any]:

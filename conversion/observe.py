@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +48,22 @@ class Observer:
     """A target in the precision it is stored in."""
 
     def __init__(self, target: Target, dtype: torch.dtype | None = None) -> None:
-        self.target = target
+        self.target, self._dtype = target, dtype
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.tokenizer: Any = _tokenizer(target)
+
+    @cached_property
+    def model(self) -> Any:
+        """The target itself, loaded when it is first asked."""
         try:
-            model = AutoModelForCausalLM.from_pretrained(target.folder, dtype=dtype or "auto")
+            model: Any = AutoModelForCausalLM.from_pretrained(self.target.folder, dtype=self._dtype or "auto")
         except (OSError, ValueError, RuntimeError) as error:
             raise HeadError(
-                f"the target {target.name} cannot be loaded: {' '.join(str(error).split())[:300]}",
+                f"the target {self.target.name} cannot be loaded: {' '.join(str(error).split())[:300]}",
                 "Measuring a head needs a target that transformers can run",
                 "Check --target",
             ) from None
-        self.model: Any = model.to(self.device).eval().requires_grad_(False)
-        self.tokenizer: Any = _tokenizer(target)
+        return model.to(self.device).eval().requires_grad_(False)
 
     @property
     def context(self) -> int:

@@ -85,7 +85,7 @@ def _aux_layers(config: Eagle3Config, target: Target, options: Options) -> Itera
     order = list(options.aux_ids or ids)
     if sorted(order) != ids:  # counted as outputs
         order = [i + 1 for i in order]
-    shapes = {
+    shapes: dict[str, tuple[list[int], str]] = {
         "one higher": ([i + 1 for i in order], known.AUX_COUNT),
         "one lower": ([i - 1 for i in order], known.AUX_COUNT),
         "the default": (default_layers(depth), known.AUX_MISSING),
@@ -95,9 +95,9 @@ def _aux_layers(config: Eagle3Config, target: Target, options: Options) -> Itera
         if len(set(layers)) == len(ids) and min(layers) >= 0 and max(layers) <= depth:
             yield Change("layers", f"layers {_listed(layers)} ({says})", _as_ids(layers), threads=threads)
     orders = list(itertools.permutations(order)) if len(order) < 4 else [tuple(reversed(order))]
-    for layers in orders:
-        if list(layers) != order:
-            yield Change("layer order", f"fc reads layers {_listed(layers)} in this order", _as_ids(layers))
+    for turned in orders:
+        if list(turned) != order:
+            yield Change("layer order", f"fc reads layers {_listed(turned)} in this order", _as_ids(turned))
 
 
 def _as_ids(layers: Any) -> dict[str, Any]:
@@ -106,9 +106,9 @@ def _as_ids(layers: Any) -> dict[str, Any]:
 
 def _norms(config: TransformerHeadConfig, reading: Reading) -> Iterator[Change]:
     if isinstance(config, Eagle3Config):
-        other = not config.norm_before_residual
-        yield Change("residual", f"residual starts {'behind' if other else 'before'} hidden_norm",
-                     flags={"norm_before_residual": other}, threads=known.NORM_FLAGS)  # fmt: skip
+        behind = not config.norm_before_residual
+        yield Change("residual", f"residual starts {'behind' if behind else 'before'} hidden_norm",
+                     flags={"norm_before_residual": behind}, threads=known.NORM_FLAGS)  # fmt: skip
     if config.output_norm:
         other = "pre_norm" if config.feedback == "post_norm" else "post_norm"
         yield Change("feedback", f"fed back {'behind' if other == 'post_norm' else 'before'} the final norm",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -95,8 +96,11 @@ def diagnose(
     config: Path | None = None,
     revision: str | None = None,
     tell: Callable[[str], None] = lambda text: None,
+    material: Callable[[Target, set[int]], Material] | None = None,
 ) -> Diagnosis:
     """Measure `head` on text of its target (and of others it may be of) under every reading that fits.
+
+    `material` gives the target's text with the streams of some layers, by default what it writes now.
 
     Raises:
         HeadError: the head, a target or an option is wrong beyond measuring.
@@ -107,14 +111,10 @@ def diagnose(
     for name in (target, *also):
         known = read_target(name)
 
-        def material(layers: set[int], known: Target = known) -> Material:
-            tell(f"{known.name} writes")
-            observer = Observer(known)
-            asked = observer.prompts(turns) if turns else observer.own_prompts(_PROMPTS)
-            tell(f"{known.name} answers")
-            return Material(observer, observer.answer(asked, _ANSWER), layers)
+        def given(layers: set[int], known: Target = known) -> Material:
+            return (material or functools.partial(observe, turns=turns, tell=tell))(known, layers)
 
-        search = Search(source, known, base, material, tell)
+        search = Search(source, known, base, given, tell)
         try:
             found.append((known, search.run(), search.material))
         except HeadError:
@@ -122,6 +122,17 @@ def diagnose(
                 raise
     of, outcome, measured = _likeliest_target(found)
     return _conclude(str(head), target, of, outcome, measured, base)
+
+
+def observe(
+    target: Target, layers: set[int], turns: Sequence[str] = (), tell: Callable[[str], None] = lambda text: None
+) -> Material:
+    """Greedy text of a target, behind user turns or behind prompts of its own."""
+    observer = Observer(target)
+    tell(f"{target.name} writes")
+    asked = observer.prompts(turns) if turns else observer.own_prompts(_PROMPTS)
+    tell(f"{target.name} answers")
+    return Material(observer, observer.answer(asked, _ANSWER), layers)
 
 
 def _likeliest_target(found: list[tuple[Target, Outcome, Material]]) -> tuple[Target, Outcome, Material]:

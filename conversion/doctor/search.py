@@ -106,9 +106,7 @@ class Search:
             if not better:
                 break
             best = self._pick(better)
-        if current is not None or len(best.changes) > 1:
-            best = self._without_idle_changes(best)
-        return Outcome(current, refusal, best, list(self._known.values()))
+        return Outcome(current, refusal, self._without_idle_changes(best), list(self._known.values()))
 
     def beats(self, one: Candidate, other: Candidate) -> bool:
         """Whether one reading is better for sure: it agrees more, or as much and is surer of the text."""
@@ -128,7 +126,10 @@ class Search:
         detection, reading = understand(self.source, self.target, options)
         new = Candidate(tuple(changes), options, detection, reading, "")
         new.key = reading_key(reading, new.reads)
-        return self._known.setdefault(new.key, new)
+        found = self._known.setdefault(new.key, new)
+        if len(new.changes) < len(found.changes):  # the same, asked for in fewer words
+            found.changes, found.options = new.changes, new.options
+        return found
 
     def _candidates(self, lists: Iterable[Sequence[Change]]) -> list[Candidate]:
         """Those that can be read, each meaning once."""
@@ -153,7 +154,7 @@ class Search:
     def _neighbours(self, best: Candidate) -> list[Candidate]:
         reader = best.detection.reader
         changes = alternatives(self.source, self.target, reader, best.reading, best.options)
-        found = self._candidates([*best.changes, change] for change in changes)
+        found = self._candidates(_with(best.changes, change) for change in changes)
         return [c for c in found if c.key != best.key]
 
     def _pairs(self, best: Candidate, near: list[Candidate]) -> list[Candidate]:
@@ -165,7 +166,7 @@ class Search:
                 continue
             for second in alternatives(self.source, self.target, first.detection.reader, first.reading, first.options):
                 if second.family not in (*_ALONE, change.family) and second.reads == "last":
-                    lists.append([*first.changes, second])
+                    lists.append(_with(first.changes, second))
         pairs = [c for c in self._candidates(lists) if c.agreement is None]
         self.material.need(self._layers(pairs))
         scored = []
@@ -207,6 +208,8 @@ class Search:
             for candidate in fewer:
                 self.material.need(self._layers([candidate]))
                 self._race([candidate], None)
+                if candidate is best or len(candidate.changes) >= len(best.changes):
+                    continue
                 if candidate.whole and not self.beats(best, candidate):
                     return self._without_idle_changes(candidate)
         return best
@@ -219,3 +222,12 @@ class Search:
             if c.reads == "before_norm":
                 found.add(self.target.num_layers)
         return found
+
+
+def _with(changes: Sequence[Change], new: Change) -> list[Change]:
+    """`new` behind `changes`, without those that it takes the place of."""
+    return [
+        c
+        for c in changes
+        if c.family != new.family and (c.drop or c.flags or set(c.options) != set(new.options) or not c.options)
+    ] + [new]

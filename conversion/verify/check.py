@@ -1,0 +1,183 @@
+"""Verifying a written head: inside vLLM where it is installed, in plain torch otherwise."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from ...errors import HeadError, UsageError
+from ..observe import Observer, read_turns
+from ..options import Options
+from ..route import Layout, choose_layout
+from ..source import Source
+from ..target import Target, read_target
+from ..understand import open_source, understand
+from .compare import TOLERANCE, Drafted, Figures, compare, layers_of
+from .job import Job, prompts_for
+from .written import read_written
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was compared, and how it came out."""
+
+    #: `vllm` (its version) or `torch`.
+    engine: str
+    precision: str
+    figures: dict[str, Any]
+    passed: bool
+    #: What failed; empty if nothing did.
+    why: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        shown = {"engine": self.engine, "precision": self.precision, **self.figures, "passed": self.passed}
+        return {**shown, "why": self.why} if self.why else shown
+
+
+def sentence(figures: dict[str, Any]) -> str:
+    """The figures of a verification in one line."""
+    drafts = f"{figures['drafts_equal']} of {figures['positions']} chains equal to the token"
+    ties = f" ({figures['drafts_tied']} at ties)" if figures["drafts_tied"] else ""
+    worst = max((row["max_difference"] for row in figures["logits"]), default=0.0)
+    return f"{drafts}{ties}, logits within {worst:g} of a spread of {figures['logits_spread']:g} ({figures['engine']})"
+
+
+def verify(
+    head: str | Path, target: str, converted: Path, options: Options | None = None, prompts: Path | None = None,
+    config: Path | None = None, revision: str | None = None, plain: bool = False,
+) -> Verification:  # fmt: skip
+    """Compare the head that `convert` wrote to `converted` with the trained one at `head`.
+
+    `plain`: in torch alone, also where vLLM is installed.
+
+    Raises:
+        HeadError: a head, the target or an option is wrong, or the comparison could not be made.
+    """
+    if not (converted / "config.json").is_file() or not (converted / "model.safetensors").is_file():
+        raise UsageError(
+            f"{converted} holds no converted head", "The folder that `vllm-eagle convert` wrote was expected", "Convert the head first"
+        )  # fmt: skip
+    source = open_source(head, config, revision)
+    return verify_source(source, read_target(target), converted, options or Options(), prompts, config, plain)
+
+
+def verify_source(
+    source: Source, target: Target, converted: Path, options: Options, prompts: Path | None = None,
+    config: Path | None = None, plain: bool = False,
+) -> Verification:  # fmt: skip
+    """`verify` for a source that has been opened."""
+    _, reading = understand(source, target, options)
+    layout = choose_layout(reading, target)
+    changed = _changed(layout, converted)
+    if changed:
+        nothing = Figures(0).as_json()
+        return Verification("files", "", nothing, False, f"{changed} is not what was converted")
+    if plain or importlib.util.find_spec("vllm") is None:
+        return _in_torch(source, target, converted, options, prompts)
+    job = Job(
+        str(source.path), str(target.folder), str(converted), _told(options), None if config is None else str(config),
+        None if prompts is None else str(prompts), reading.config.method, layout.speculative, layout.needs_plugin,
+    )  # fmt: skip
+    return _in_vllm(job)
+
+
+def judged(figures: Figures, engine: str, precision: torch.dtype) -> Verification:
+    """Whether differences are rounding."""
+    tolerance, why = TOLERANCE[precision], ""
+    mean = max(figures.mean, default=0.0)
+    differing = figures.positions - figures.equal - figures.ties
+    if not figures.positions:
+        why = "nothing was drafted"
+    elif not mean <= tolerance * figures.spread:
+        why = f"logits differ by {mean:.3g} in the mean, of a spread of {figures.spread:.3g}"
+    elif differing:
+        why = f"{differing} of {figures.positions} chains draft other tokens"
+    return Verification(engine, str(precision).removeprefix("torch."), figures.as_json(), not why, why)
+
+
+def _changed(layout: Layout, converted: Path) -> str:
+    """The first tensor that differs from what the reader made of the source; empty if none does."""
+    with safe_open(converted / "model.safetensors", framework="pt") as opened:
+        names = set(opened.keys())
+        odd = sorted(names ^ set(layout.tensors))
+        if odd:
+            return f"tensor {odd[0]}"
+        for name, tensor in layout.tensors.items():
+            if not torch.equal(opened.get_tensor(name), tensor.load()):
+                return f"tensor {name}"
+    return ""
+
+
+def _in_torch(source: Source, target: Target, converted: Path, options: Options, prompts: Path | None) -> Verification:
+    _, reading = understand(source, target, options)
+    head = reading.reference(target)
+    observer = Observer(target)
+    texts = observer.answer(prompts_for(observer, read_turns(prompts)), 32)
+    embedding, lm_head = target.embedding.load().float(), target.lm_head.load().float()
+    steps = min(4, reading.config.max_draft_tokens or 4)
+    drafted = [
+        Drafted(tokens, at)
+        for tokens, at in _drafts(
+            read_written(converted, embedding, lm_head), observer, [t.tokens for t in texts], steps
+        )
+    ]
+    figures = compare(head, observer, drafted, steps, TOLERANCE[torch.float32])
+    return judged(figures, "torch", torch.float32)
+
+
+@torch.inference_mode()
+def _drafts(head: Any, observer: Observer, texts: list[list[int]], steps: int) -> Any:
+    """What a reference head drafts from every position of some texts, with its logits."""
+    from ...reference import unroll
+    from ..doctor.agreement import handed_over
+
+    for tokens in texts:
+        ids = torch.tensor([tokens])
+        states = observer.states(ids[:, :-1], layers_of(head))
+        hidden = handed_over(head.config, states, "last", observer.target.num_layers).float().cpu()
+        made = list(unroll(head, ids, hidden, steps))
+        drafts = torch.stack([s.drafts[0] for s in made], 1).tolist()
+        logits = torch.stack([s.logits[0] for s in made], 1)
+        yield tokens, {p: (drafts[p], logits[p]) for p in range(len(drafts))}
+
+
+def _in_vllm(job: Job) -> Verification:
+    """In a process of its own: vLLM's memory and talk go with it."""
+    environment = dict(os.environ)
+    if not job.needs_plugin:
+        environment["VLLM_PLUGINS"] = ""  # stock vLLM by itself must serve it
+    with tempfile.TemporaryDirectory(prefix="vllm-eagle-verify.") as folder:
+        asked, answered = Path(folder) / "job.json", Path(folder) / "result.json"
+        asked.write_text(json.dumps(asdict(job)), encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, "-m", "vllm_eagle_plugin.conversion.verify.worker", str(asked), str(answered)],
+            capture_output=True, text=True, env=environment, check=False,
+        )  # fmt: skip
+        if not answered.exists():
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            raise HeadError(
+                f"verification in vLLM broke off: {lines[-1][:300] if lines else f'exit code {done.returncode}'}",
+                "The converted head was to draft there",
+                "Pass --no-verify to convert without it",
+            )
+        result = json.loads(answered.read_text(encoding="utf-8"))
+    if "error" in result:
+        raise HeadError(*result["error"])
+    return Verification(**result)
+
+
+def _told(options: Options) -> dict[str, Any]:
+    """Options as JSON holds them."""
+    return {
+        k: str(v) if isinstance(v, Path) else v for k, v in asdict(replace(options, flags=dict(options.flags))).items()
+    }
