@@ -45,7 +45,8 @@ class Shell:
         return code, out, err
 
     def convert(self, head: Path, *options: Any, target: Any = None) -> tuple[int, str, str]:
-        return self.run("convert", head, "--target", target or self.target.folder, "-o", self.output, *options)
+        arguments = ["--target", target or self.target.folder, "-o", self.output, "--no-verify"]
+        return self.run("convert", head, *arguments, *options)
 
     def files(self) -> dict[str, bytes | None]:
         return {str(p): p.read_bytes() if p.is_file() else None for p in sorted(self.folder.rglob("*"))}
