@@ -29,9 +29,10 @@ def recognise(source: Source) -> Evidence | None:
     marks = [key for key in _MARKS if nested.get(key) is not None]
     if marks:
         points.append(f"eagle_config has {', '.join(marks)}")
-    if source.config.architecture.startswith("LlamaForCausalLMEagle3"):
+    named = source.config.architecture.startswith("LlamaForCausalLMEagle3")
+    if named:
         points.append(f"architectures is {source.config.architecture}")
-    return Evidence(points, strength=3 if marks else 2)
+    return Evidence(points, strength=3 if marks else 2 if named else 1)
 
 
 def read(source: Source, target: Target, options: Options) -> Reading:
