@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from time import perf_counter
+from typing import Any, Literal, cast
 
 from rich.console import Console
 from rich.progress import Progress
@@ -22,6 +23,7 @@ from .session import Counters, Done, Sampling, Session, Step
 from .summary import acceptance, by_category, by_output_position, by_prompt_length, histograms, latencies
 
 WARM_UP_TOKENS = 8
+Source = Literal["records", "counters"]
 
 
 @dataclass
@@ -91,11 +93,11 @@ def drive(session: Session, questions: Sequence[Question], sampling: Sampling, c
 
 def summarise(run: Run, k: int, workload: Workload, asked: int) -> AcceptanceResult:
     """The result of a run; `environment` is still to be filled in."""
-    records, notes = run.records, []
-    figures, source = acceptance(records, k), "records"
+    records, notes = run.records, list[str]()
+    figures, source = acceptance(records, k), cast(Source, "records")
     if run.counted is not None:
         if figures.num_drafts == 0 and run.counted.drafts:
-            figures, source = from_counters(run.counted, records), "counters"
+            figures, source = from_counters(run.counted, records), cast(Source, "counters")
             notes.append(f"The server reports totals only. For intervals and groups start it with {DETAILED_FLAG}.")
         elif not _agree(figures, run.counted):
             notes.append(
@@ -124,7 +126,7 @@ def summarise(run: Run, k: int, workload: Workload, asked: int) -> AcceptanceRes
         request_throughput=len(records) / seconds,
         output_throughput=tokens / seconds,
         total_token_throughput=(tokens + prompts) / seconds,
-        **latencies(records),
+        **cast(Any, latencies(records)),
         input_lens=[r.prompt_tokens for r in records],
         output_lens=[r.output_tokens for r in records],
         ttfts=[r.ttft for r in records],

@@ -307,7 +307,7 @@ def _check_files(output: Path | None, html: Path | None, plot: Path | None) -> N
 def _deliver(result: BaseModel, as_json: bool, output: Path | None) -> None:
     text = result.model_dump_json()
     if output is not None:
-        output.write_text(result.model_dump_json(indent=1) + "\n")
+        output.write_text(text + "\n")
     if as_json:
         print(text)
 

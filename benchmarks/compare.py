@@ -120,19 +120,19 @@ def find_differences(
         position = first_difference(ours.token_ids, theirs.token_ids)
         if position is None:
             continue
-        pair = (_at(theirs, position), _at(ours, position))
+        said, other = _at(theirs, position), _at(ours, position)
         gap = None
-        if pair[0] is not None and pair[1] is not None:
+        if said is not None and other is not None:
             context = judge.encode(asked[ours.question]) + theirs.token_ids[:position]
-            mine, other = judge.logprobs(context, pair)
-            gap = mine - other
+            likely, less = judge.logprobs(context, (said, other))
+            gap = likely - less
         found.append(
             Difference(
                 name=trial.method.name,
                 question_id=ours.question_id,
                 position=position,
-                plain_token=pair[0],
-                token=pair[1],
+                plain_token=said,
+                token=other,
                 logit_gap=gap,
                 tie=None if gap is None else abs(gap) <= tolerance,
             )

@@ -140,7 +140,7 @@ class StepWatch:
         self._wrap(runner.model, "compute_logits", self._target)
         if getattr(runner, "drafter", None) is not None:
             self._wrap(runner, "propose_draft_token_ids", self._proposed)
-        draft_model = getattr(getattr(runner, "drafter", None), "model", None)
+        draft_model: Any = getattr(getattr(runner, "drafter", None), "model", None)
         if callable(getattr(draft_model, "compute_logits", None)):
             self._wrap(draft_model, "compute_logits", lambda logits, hidden: self._draft_logits.append(logits))
             if hasattr(draft_model, "get_top_tokens"):  # a shortcut past the logits: have them computed after all

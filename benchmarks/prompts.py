@@ -58,7 +58,7 @@ def read_prompts(source: str, limit: int | None = None) -> list[Question]:
         )
     else:
         lines = (line for file in _download(source) for line in _read(file))
-    found = []
+    found: list[Question] = []
     for where, value in lines:
         found.append(_question(len(found), value, where))
         if limit is not None and len(found) == limit:
@@ -116,7 +116,7 @@ def _question(index: int, value: Any, where: str) -> Question:
 
     if not isinstance(value, dict):
         raise refuse(f"a {type(value).__name__}")
-    base = {
+    base: dict[str, Any] = {
         "index": index,
         "id": str(value.get("question_id", value.get("id", index))),
         "category": str(value.get("category") or ""),
@@ -133,7 +133,7 @@ def _question(index: int, value: Any, where: str) -> Question:
             raise refuse("messages that nobody but the assistant wrote")
         return Question(**base, messages=tuple(messages))
     if isinstance(said := value.get("conversations"), list):
-        human = [s.get("value") for s in said if isinstance(s, dict) and s.get("from") in ("human", "user")]
+        human: Any = [s.get("value") for s in said if isinstance(s, dict) and s.get("from") in ("human", "user")]
         if not _strings(human):
             raise refuse("a conversation in which no human says anything")
         return Question(**base, messages=({"role": "user", "content": human[0]},), later=tuple(human[1:]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -17,7 +17,7 @@ from ..errors import HeadError
 from .records import Record
 
 #: Raised when a field changes its meaning or goes away; new fields do not raise it.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 #: Room for the rounding of sums of floats.
 EPSILON = 1e-9
 

@@ -111,7 +111,7 @@ def latencies(records: Sequence[Record]) -> dict[str, float]:
     """vLLM's latency keys: mean, median, std and p99 milliseconds of ttft, tpot and itl."""
     tpot = [(r.latency - r.ttft) / (r.output_tokens - 1) for r in records if r.output_tokens > 1]
     of = {"ttft": [r.ttft for r in records], "tpot": tpot, "itl": [gap for r in records for gap in r.itl]}
-    found = {}
+    found: dict[str, float] = {}
     for name, seconds in of.items():
         values = 1e3 * np.array(seconds or [0.0])
         summaries = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from .host import TraceStep, accepted_drafts
 from .methods import Method
 from .prompts import Question
 from .report.acceptance_page import environment_facts
-from .report.page import Card, Cards, Piece, Tokens, render
+from .report.page import Card, Cards, Part, Piece, Tokens, render
 from .schema import SCHEMA_VERSION, Environment, Model
 from .session import Sampling
 from .worker import open_workers
@@ -94,7 +94,7 @@ def trace(target: str, method: Method, prompt: str, sampling: Sampling, options:
 def explain(step: TraceStep, decode: Callable[[int], str]) -> TracedStep:
     """A watched step in words: which draft was accepted, and how each token came."""
     accepted = accepted_drafts(step)
-    probs = step.draft_probs or [None] * len(step.drafts)
+    probs: Sequence[float | None] = step.draft_probs or [None] * len(step.drafts)
     drafts = [
         Draft(token=token, text=decode(token), accepted=i < accepted, draft_probability=q, target_probability=p)
         for i, (token, q, p) in enumerate(zip(step.drafts, probs, step.target_probs, strict=True))
@@ -106,7 +106,7 @@ def explain(step: TraceStep, decode: Callable[[int], str]) -> TracedStep:
     for token in step.emitted[accepted:]:
         how: Literal["own", "bonus", "corrected"]
         how = "own" if not drafts else "bonus" if accepted == len(drafts) else "corrected"
-        emitted.append(Emitted(token=token, text=decode(token), how=how, target_probability=step.own_prob))
+        emitted.append(Emitted(token=token, text=decode(token), how=how, depth=None, target_probability=step.own_prob))
     return TracedStep(emitted=emitted, drafts=drafts)
 
 
@@ -148,7 +148,11 @@ def trace_page(result: Trace) -> str:
         Card("tokens", str(tokens), f"in {len(result.steps)} steps of the target"),
     ]
     note = "Hover or tab to a token for both models' probabilities (at temperature 1)."
-    parts = [Cards(cards), Tokens("The answer", pieces, LEGEND, note), environment_facts(result.environment)]
+    parts: list[Part] = [
+        Cards(cards),
+        Tokens("The answer", pieces, LEGEND, note),
+        environment_facts(result.environment),
+    ]
     return render(f"Trace: {result.prompt[:80]}", result.target, parts)
 
 

@@ -83,10 +83,11 @@ class Grid:
 
 @dataclass(frozen=True)
 class Line:
-    """A series of points (x, y)."""
+    """A series of points (x, y); lines of the same `tone` (0 to 5) have the same colour."""
 
     name: str
     points: list[tuple[float, float]]
+    tone: int = 0
     dashed: bool = False
 
 

@@ -101,7 +101,7 @@ def compare_page(result: Compare) -> str:
     bad = [f"{r.name}: {r.impossible}" for r in result.rows if r.impossible]
     if bad:
         parts.append(Notes("Impossible rows", bad, warn=True))
-    contenders = [r for r in result.rows if r.speculative_config is not None]
+    contenders = [r for r in result.rows if r.speculative_config is not None and not r.impossible]
     best = max(contenders, key=lambda r: r.speedup.value or 0.0, default=None)
     if best is not None:
         cards = [Card("fastest", number(best.speedup) + "x", best.name)]

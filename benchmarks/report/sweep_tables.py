@@ -119,16 +119,16 @@ def synthetic_grid(result: Sweep) -> Grid:
 def curves(result: Sweep) -> list[Line]:
     """Decode speedup by k: measured, and by the model."""
     lines = []
-    for batch in batches(result):
+    for tone, batch in enumerate(batches(result)):
         rows = sorted((r for r in result.rows if r.concurrency == batch), key=lambda r: r.num_speculative_tokens)
         plain = rows[0]  # every answer is of the same length, so the ratio of the means is that of the speeds
         measured = [(float(r.num_speculative_tokens), plain.mean_tpot_ms / r.mean_tpot_ms) for r in rows]
-        lines.append(Line(f"measured, concurrency {batch}", measured))
+        lines.append(Line(f"measured, concurrency {batch}", measured, tone % 6))
         modelled = [(0.0, 1.0)]
         for k in range(1, len(result.conditional) + 1):
             length = expected_length(result.conditional, k)
             modelled.append((float(k), decode_speedup(result.cost, chain(k), batch, length)))
-        lines.append(Line(f"model, concurrency {batch}", modelled, dashed=True))
+        lines.append(Line(f"model, concurrency {batch}", modelled, tone % 6, dashed=True))
     return lines
 
 
@@ -167,10 +167,10 @@ def sweep_plot(result: Sweep, file: Path) -> None:
     """Decode speedup by k, measured and by the model."""
     figure, (axis,) = new_figure(1, [4.2])
     colours = ("#2f6fdb", "#b3540b", "#11805f", "#8a3fb0", "#a8326a")
-    for i, line in enumerate(curves(result)):
+    for line in curves(result):
         xs, ys = zip(*line.points, strict=True)
         style = {"linestyle": "--", "marker": ""} if line.dashed else {"marker": "o"}
-        axis.plot(xs, ys, color=colours[i // 2 % len(colours)], label=line.name, **style)
+        axis.plot(xs, ys, color=colours[line.tone % len(colours)], label=line.name, **style)
     axis.axhline(1, color="#57606a", linewidth=1)
     axis.set(xlabel="drafts per step (k)", ylabel="decode speedup", title=result.target)
     axis.set_xticks(range(len(result.conditional) + 1))

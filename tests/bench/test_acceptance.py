@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 from vllm_eagle_plugin.benchmarks.acceptance import measure
 from vllm_eagle_plugin.benchmarks.engine import Engine
+from vllm_eagle_plugin.benchmarks.host import accepted_drafts
 from vllm_eagle_plugin.benchmarks.prompts import Question
 from vllm_eagle_plugin.benchmarks.records import Record
 from vllm_eagle_plugin.benchmarks.schema import AcceptanceResult, Workload
 from vllm_eagle_plugin.benchmarks.session import Sampling
+from vllm_eagle_plugin.benchmarks.trace import explain
 
 from vllm_eagle_plugin.errors import HeadError
 
@@ -179,3 +181,27 @@ def test_interrupted_runs_keep_what_is_done(engine: Engine, monkeypatch: pytest.
         assert 0 < result.completed < 12
         assert result.completed == len(result.eagle.requests)
     assert len(run(engine, questions(2), Sampling(max_tokens=5))) == 2, "what was running should have been aborted"
+
+
+def test_trace(engine: Engine, language: Language) -> None:
+    """Every step as the languages say, with both models' probabilities; afterwards nothing is watched any more."""
+    asked = questions(3)[2]
+    record, steps = engine.trace(asked, Sampling(max_tokens=TOKENS))
+    assert [t for step in steps for t in step.emitted] == record.token_ids == language.answer([2], TOKENS)
+    first, *rest = steps
+    assert (first.drafts, first.emitted) == ([], record.token_ids[:1])
+    accepted = [accepted_drafts(step) for step in rest]
+    assert accepted[:-1] == record.accepted[:-1]
+    for step in rest:
+        assert len(step.drafts) == len(step.draft_probs) == len(step.target_probs) == K
+        right = accepted_drafts(step)
+        assert min(step.target_probs[:right], default=1) > 0.99, "the language leaves no choice"
+        assert right == K or step.target_probs[right] < 0.01
+        assert min(step.draft_probs) > 0.99, "the head is sure, rightly or not"
+        assert step.own_prob is None or step.own_prob > 0.99
+    kinds = {e.how for step in rest for e in explain(step, str).emitted}
+    assert kinds == {"accepted", "corrected", "bonus"}
+    run(engine, [asked], Sampling(max_tokens=TOKENS))
+    assert len(steps) == len(rest) + 1
+    worker = engine.llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+    assert "compute_logits" not in vars(worker.model_runner.model)

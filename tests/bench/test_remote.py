@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
+from rich.console import Console
+from vllm_eagle_plugin.benchmarks import live
 from vllm_eagle_plugin.benchmarks.acceptance import measure
 from vllm_eagle_plugin.benchmarks.prompts import Question, read_prompts
 from vllm_eagle_plugin.benchmarks.remote import Remote, scrape
 from vllm_eagle_plugin.benchmarks.schema import AcceptanceResult
-from vllm_eagle_plugin.benchmarks.session import Sampling
+from vllm_eagle_plugin.benchmarks.session import Counters, Sampling
 
 from vllm_eagle_plugin.demo.server import Server, serve
 from vllm_eagle_plugin.errors import HeadError
 
+from .command import run_cli
 from .language import K, Language, text
 from .test_acceptance import workload
 
@@ -119,6 +126,53 @@ def test_chat_and_refusals(server: Server, language: Language) -> None:
     assert second.token_ids == language.answer([7], 6)
     assert result.failed == 1
     assert "400" in result.errors[-1]
+
+
+def test_live(server: Server, prompts: Path) -> None:
+    """What `live` says of some time is what was asked in that time."""
+    first = live.sample(server.url)
+    result = ask(server, prompts)
+    last = live.sample(server.url)
+    now = live.between(first, last)
+    warm_up = now["spec_decode_num_drafts"] - result.spec_decode_num_drafts
+    assert 0 < warm_up <= 8
+    seconds = last.time - first.time
+    assert now["accepted_tokens_per_second"] == pytest.approx(now["spec_decode_accepted_tokens"] / seconds)
+    assert now["output_tokens_per_second"] == pytest.approx((PROMPTS * TOKENS + 8) / seconds)
+    rates = now["spec_decode_per_position_acceptance_rates"]
+    assert sum(rates) == pytest.approx(now["spec_decode_acceptance_length"] - 1)
+    restarted = live.Sample(9.0, Counters(9**9, 9**9, 9**9, (0, 0, 0)), 9e9, 0, 0)
+    assert live.between(restarted, last)["spec_decode_num_drafts"] == last.counters.drafts
+    shown = run_cli("bench", "live", server.url, "--once", "--json", "--interval", 0.2)
+    assert shown.returncode == 0, shown.stderr
+    found = json.loads(shown.stdout)
+    assert found["since_start"]["spec_decode_num_drafts"] == last.counters.drafts
+    assert found["now"]["spec_decode_acceptance_length"] is None
+    console = Console(record=True, width=100, file=io.StringIO())
+    console.print(live.view(server.url, deque([first, last])))
+    text_shown = console.export_text()
+    assert f"{now['spec_decode_acceptance_length']:.3f}" in text_shown
+    assert "position 3" in text_shown
+
+
+def test_live_of_nothing() -> None:
+    done = run_cli("bench", "live", "http://127.0.0.1:9", "--once", "--json")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: http://127.0.0.1:9/metrics cannot be read")
+    assert done.stderr.count("\n") == 1
+
+
+def test_dashboard_and_rules_name_what_the_server_exports(server: Server) -> None:
+    exported = {name.split("[")[0] for name in server.metrics()}
+    folder = Path(live.__file__).with_name("monitoring")
+    dashboard = json.loads((folder / "grafana.json").read_text())
+    panels = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    rules = [rule for group in yaml.safe_load((folder / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
+    recorded = {rule["record"] for rule in rules if "record" in rule}
+    named = {name for expr in panels + [r["expr"] for r in rules] for name in re.findall(r"vllm:[a-z0-9_:]+", expr)}
+    assert len(named) > 5
+    assert named - recorded <= exported
+    assert sum("alert" in rule for rule in rules) == 2
 
 
 def test_no_server_and_no_speculation(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
