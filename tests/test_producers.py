@@ -9,6 +9,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from vllm_eagle_plugin.conversion import convert
 from vllm_eagle_plugin.conversion.options import Options
 from vllm_eagle_plugin.conversion.readers import READERS
@@ -130,6 +131,15 @@ def test_layer_ids_that_can_be_counted_either_way_are_not_guessed(target_for, tm
             made.trained, str(made.target.folder), tmp_path / told, Options(aux_ids_convention=told), dry_run=True
         )
         assert done.layout.config["eagle_aux_hidden_state_layer_ids"] == ids
+
+
+def test_rows_that_torchspec_took_at_offsets_are_refused(target_for, tmp_path):
+    made = make("vllm-eagle3: TorchSpec", target_for, tmp_path)
+    state = load_file(made.trained / "model.safetensors")
+    whole = torch.randn(made.head.config.vocab_size, made.head.config.hidden_size)
+    save_file({**state, "lm_head.weight": whole[state["d2t"]]}, made.trained / "model.safetensors")
+    with pytest.raises(HeadError, match="at the offsets of d2t"):
+        convert(made.trained, str(made.target.folder), tmp_path / "again")
 
 
 def _edit(folder, **changed):

@@ -2,11 +2,13 @@
 `convert_to_hf` writes them with its vLLM flag, and as this package does.
 
 TorchSpec marks its exports with `_torchspec_version`, has `midlayer.*` without the flag, and counts outputs of
-layers in its configs; only for Kimi-K2 targets does its vLLM flag turn them into vLLM's count.
+layers in its configs; only for Kimi-K2 targets does its vLLM flag turn them into vLLM's count. Its
+`--prune-vocab` has taken the lm_head's rows at the offsets of d2t in place of the ids: such a head is lost.
 """
 
 from __future__ import annotations
 
+from ...errors import HeadError
 from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
@@ -27,8 +29,23 @@ def recognise(source: Source) -> Evidence | None:
 
 
 def read(source: Source, target: Target, options: Options) -> Reading:
-    outputs = source.config.get("_torchspec_version") and source.config.get("model_type") != "kimi_k2"
+    torchspec = bool(source.config.get("_torchspec_version"))
+    if torchspec and source.has("d2t", "lm_head.weight"):
+        _check_pruning(source)
+    outputs = torchspec and source.config.get("model_type") != "kimi_k2"
     return read_eagle3(source, target, options, Eagle3Meaning(convention="output" if outputs else "boundary"))
+
+
+def _check_pruning(source: Source) -> None:
+    """Rows taken at offsets are the same wherever two neighbouring tokens have the same offset."""
+    offsets, lm_head = source.tensors["d2t"].load(), source.tensors["lm_head.weight"].load()
+    again = (offsets.diff() == 0).nonzero().flatten()[:8]
+    if len(again) and lm_head.shape[0] == len(offsets) and bool((lm_head[again] == lm_head[again + 1]).all()):
+        raise HeadError(
+            f"the lm_head has the same row for different tokens ({again[0]} and {again[0] + 1}, as d2t's offsets repeat)",
+            "TorchSpec's --prune-vocab took rows at the offsets of d2t in place of the ids",
+            "Export it again without --prune-vocab",
+        )
 
 
 READERS = (Reader("vllm-eagle3", "EAGLE-3 in stock vLLM's layout (TorchSpec)", recognise, read, EAGLE3_OPTIONS),)
