@@ -1,5 +1,5 @@
 # make demo and make test set up whatever they need; nothing else is assumed but Python 3.11+ with venv.
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test test-extended lint bench clean
 VENV := .venv/bin
 OPENMP := $(abspath .venv/lib/libiomp5.so)
 # The OpenMP runtime that vLLM's CPU backend is built for; without it speculation is much slower.
@@ -14,6 +14,9 @@ demo: setup
 test: setup lint
 	@tools/browser.sh
 	$(RUN) $(VENV)/python -m pytest $(ARGS)
+
+test-extended: setup
+	$(RUN) $(VENV)/python -m pytest -m extended $(ARGS)
 
 lint: setup
 	$(VENV)/ruff check .

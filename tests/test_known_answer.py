@@ -77,7 +77,9 @@ def test_drawn_drafts(name, target_for, head_folder):
         assert_exact(running, target, 4)
 
 
-@pytest.mark.parametrize("name", ["feature", "eagle-fc-bias", "eagle3-reduced"])
+@pytest.mark.parametrize(
+    "name", ["feature", pytest.param("eagle-fc-bias", marks=pytest.mark.extended), "eagle3-reduced"]
+)
 def test_torch_compile(name, target_for, head_folder):
     config = CASES[name]()
     target = target_for(config)

@@ -50,7 +50,9 @@ def test_preemption_prefix_caching_and_chunked_prefill(name, served):
         assert counters.accepted > 0.9 * counters.draft_tokens
 
 
-@pytest.mark.parametrize("name", ["feature-reduced", "eagle-qkv-bias", "eagle3-reduced"])
+@pytest.mark.parametrize(
+    "name", ["feature-reduced", pytest.param("eagle-qkv-bias", marks=pytest.mark.extended), "eagle3-reduced"]
+)
 def test_tensor_parallel(name, served):
     target, head = served(name)
     with engine(

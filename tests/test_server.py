@@ -141,7 +141,16 @@ def assert_adds_up(counted: Counters) -> None:
     assert counted.per_position[0] <= counted.drafts
 
 
-@pytest.mark.parametrize("name", ["feature", "surgery", "projection", "eagle-fc-bias", "eagle3-reduced"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "feature",
+        pytest.param("surgery", marks=pytest.mark.extended),
+        pytest.param("projection", marks=pytest.mark.extended),
+        "eagle-fc-bias",
+        "eagle3-reduced",
+    ],
+)
 def test_storm(name: str, head_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)  # as users serve
     config = CASES[name]()
