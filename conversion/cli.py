@@ -50,6 +50,10 @@ def gather_options(flags: list[str] | None, drop: list[str] | None, aux_ids: str
 def inspect(
     head: Head,
     producer: Producer = None,
+    token_pairing: TokenPairing = None,
+    aux_ids: AuxIds = None,
+    aux_ids_convention: AuxConvention = None,
+    config: Config = None,
     revision: Revision = None,
     target: Annotated[
         str | None, typer.Option(help="Also say what stock vLLM would make of it for this target.")
@@ -59,7 +63,10 @@ def inspect(
     """Say what a head is: its producer with the evidence, its tensors, its config, what stock vLLM would do."""
     from . import inspect_head
 
-    found = inspect_head(head, producer, revision, target).as_json()
+    options = gather_options(
+        None, None, aux_ids, producer=producer, token_pairing=token_pairing, aux_ids_convention=aux_ids_convention
+    )
+    found = inspect_head(head, options, revision, config, target).as_json()
     if as_json:
         print(json.dumps(found))
         return

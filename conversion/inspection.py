@@ -45,19 +45,24 @@ class Inspection:
 
 
 def inspect_head(
-    head: str | Path, producer: str | None = None, revision: str | None = None, target: str | None = None
+    head: str | Path,
+    options: Options | None = None,
+    revision: str | None = None,
+    config: Path | None = None,
+    target: str | None = None,
 ) -> Inspection:
     """Read and recognise the head at `head`; raises `HeadError` as `convert` does.
 
     With `target`, also say what stock vLLM would do with the head as it is.
     """
-    source = open_source(head, revision=revision)
-    detection = detect(source, producer)
+    options = options or Options()
+    source = open_source(head, config, revision)
+    detection = detect(source, options.producer)
     if target is None:
         return Inspection(source, detection)
     known = read_target(target)
     try:
-        _, reading = understand(source, known, Options(producer=producer))
+        _, reading = understand(source, known, options)
     except HeadError as error:
         return Inspection(source, detection, refusal=str(error))
     verdict = stock_verdict(source, reading, known)

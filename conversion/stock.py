@@ -70,10 +70,10 @@ def _refusals(source: Source, reading: Reading) -> Iterator[str]:
     speculators = top.text("speculators_model_type")
     if speculators not in ("", "eagle3", "peagle"):
         yield f"ValueError: Expected one of eagle3, peagle, ... for speculators_model_type {speculators}"
+    elif source.path.is_dir() and not (source.path / "config.json").exists():
+        yield "Invalid repository ID or local directory specified: it has no config.json"
     elif source.path.is_dir() and any(f.suffix != ".json" and f.parent != source.path for f in source.weights):
         yield "Cannot find any model weights: they are in a folder inside this one"
-    elif not top.values:
-        yield "it has no config.json"
     elif not speculators and not top.get("model_type"):
         yield "Unrecognized model: should have a `model_type` key in its config.json"
     elif isinstance(config, AttentionFreeConfig):
