@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import HeadError
-from .host import StepClock, StepWatch, TraceStep
+from .host import StepClock, StepWatch, TraceStep, allow_synthetic_acceptance_on_cpu
 from .prompts import Question
 from .records import Record
 from .session import Counters, Done, Sampling, Step, conversations
@@ -44,6 +44,8 @@ def open_engine(
         HeadError: it did not start.
     """
     prepare_process()
+    if (speculative or {}).get("rejection_sample_method") == "synthetic":
+        allow_synthetic_acceptance_on_cpu()
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 

@@ -37,7 +37,7 @@ def load() -> float:
 def command() -> str:
     """The command line as a user would type it."""
     program = Path(sys.argv[0]).name
-    return shlex.join([program if program != "__main__.py" else "vllm-eagle", *sys.argv[1:]])
+    return shlex.join(["vllm-eagle" if program in ("__main__.py", "cli.py") else program, *sys.argv[1:]])
 
 
 def hardware() -> dict[str, Any]:
