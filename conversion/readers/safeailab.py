@@ -2,7 +2,8 @@
 
 `fc`, `layers.i`, perhaps `embed_tokens`; no norm in front of layer 0 and none behind the last. The config's
 `bias` is meant for fc, true by default and often wrong, so the tensors decide. Mixtral heads have no
-rope_theta and were trained at 10000, which a Mixtral config would turn into a million.
+rope_theta and were trained at 10000, which a Mixtral config would turn into a million. The PyPI package
+eagle_llm (1.2.1) trains at 10000 whatever config.json says; the repository's later code reads rope_theta.
 """
 
 from __future__ import annotations
