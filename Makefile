@@ -25,6 +25,7 @@ lint: setup
 
 bench: setup
 	$(RUN) $(VENV)/python -m vllm_eagle_plugin.benchmarks.draft_step --json benchmarks/results/draft_step.json
+	$(RUN) $(VENV)/python -m vllm_eagle_plugin.benchmarks.reproduce
 
 clean:
 	rm -rf .venv build dist *.egg-info

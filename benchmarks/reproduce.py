@@ -23,6 +23,8 @@ from .speed import Compare, Sweep
 
 ENGINE = {"dtype": "float32", "max_model_len": 1024, "enforce_eager": True}
 K, TOKENS = 3, 128
+#: Target and converted head of `vllm-eagle demo`.
+DEMO = ("artifacts/demo/target", "artifacts/demo/head")
 #: Arguments of each run behind the target and the head.
 RUNS: dict[str, list[str]] = {
     "acceptance": ["-k", str(K), "--max-tokens", str(TOKENS), "--concurrency", "8"],
@@ -32,8 +34,8 @@ RUNS: dict[str, list[str]] = {
 
 
 def main(
-    target: Annotated[str, typer.Option(help="The demo's target, or another.")] = "artifacts/demo/target",
-    head: Annotated[str, typer.Option(help="A converted head for it.")] = "artifacts/demo/head",
+    target: Annotated[str, typer.Option(help="The demo's target, or another.")] = DEMO[0],
+    head: Annotated[str, typer.Option(help="A converted head for it.")] = DEMO[1],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("benchmarks/results"),
     only: Annotated[list[str] | None, typer.Option(help=f"Only this one of {', '.join(RUNS)}; repeat.")] = None,
 ) -> None:
@@ -41,6 +43,8 @@ def main(
     console = Console(highlight=False, markup=False)
     console.print({**hardware(), **versions()})
     output.mkdir(parents=True, exist_ok=True)
+    if (target, head) == DEMO:
+        prepare_demo()
     for name in only or RUNS:
         if name not in RUNS:
             raise typer.BadParameter(f"{name} is none of {', '.join(RUNS)}")
@@ -50,6 +54,16 @@ def main(
     with (output / "history.jsonl").open("a") as history:
         history.write(json.dumps(line) + "\n")
     console.print(figures)
+
+
+def prepare_demo() -> None:
+    """The demo's target and head, as `vllm-eagle demo` makes them."""
+    from ..conversion import convert
+    from ..demo.run import shipped_head
+    from ..demo.target import build_target
+
+    target = build_target(Path(DEMO[0]))
+    convert(shipped_head(), str(target), Path(DEMO[1]), force=True)
 
 
 def run(name: str, target: str, head: str, output: Path) -> None:
