@@ -28,8 +28,8 @@ DEMO = ("artifacts/demo/target", "artifacts/demo/head")
 #: Arguments of each run behind the target and the head.
 RUNS: dict[str, list[str]] = {
     "acceptance": ["-k", str(K), "--max-tokens", str(TOKENS), "--concurrency", "8"],
-    "compare": ["--method", "ngram", "-k", str(K), "--max-tokens", "64", "--limit", "24"],
-    "sweep": ["-k", "4", "--batch", "1", "--batch", "4", "--synthetic", "2.5", "--max-tokens", "48", "--limit", "12"],
+    "compare": ["--method", "ngram", "-k", str(K), "--max-tokens", "64", "--limit", "16"],
+    "sweep": ["-k", "4", "--batch", "1", "--batch", "4", "--synthetic", "2.5", "--max-tokens", "48", "--limit", "8"],
 }
 
 
