@@ -20,6 +20,7 @@ def draw(outputs: list[Path], picture: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import EngFormatter
 
     if picture.suffix not in (".svg", ".png", ".pdf"):
         raise UsageError(f"{picture.name} is of an unknown kind", "A name ending in .svg, .png or .pdf was expected")
@@ -43,6 +44,7 @@ def draw(outputs: list[Path], picture: Path) -> None:
     left.set(title="loss", xlabel="answer tokens seen")
     right.set(title="acceptance length on held-out conversations", xlabel="answer tokens seen")
     for axes in (left, right):
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(picture)

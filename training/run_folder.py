@@ -41,7 +41,7 @@ class RunFolder:
         self.path = output / "run"
         self.log_file = self.path / "log.jsonl"
 
-    def open(self, identity: dict[str, Any], main: bool) -> None:
+    def open(self, identity: dict[str, Any]) -> None:
         """Start a run here, or check that the one here is the same.
 
         Raises:
@@ -65,10 +65,9 @@ class RunFolder:
                 "A new folder, or one of an earlier run of this command, was expected",
                 "Choose another --output",
             )
-        if main:
-            with disk_errors(file, "Nothing was started. Choose another --output"):
-                self.path.mkdir(parents=True, exist_ok=True)
-                write_json(file, identity)
+        with disk_errors(file, "Nothing was started. Choose another --output"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(file, identity)
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""

@@ -52,8 +52,8 @@ def train(recipe: Recipe, target_name: str, data: Path, output: Path, options: O
         "data": {"digest": corpus.digest, "answer_tokens": corpus.answer_tokens},
         "version": __version__,
     }
-    folder.open(description, accelerator.is_main_process)
-    accelerator.wait_for_everyone()
+    with accelerator.main_process_first():  # the others find what it wrote
+        folder.open(description)
     dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
     teacher = Teacher(target, aux_layers(config), dtype, accelerator.device)
     head = new_head(config, teacher.lm_head, corpus.token_counts(target.vocab_size), recipe.seed)
