@@ -27,17 +27,18 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Write the JSON here too.")]
 HtmlOption = Annotated[Path | None, typer.Option(help="Write one self-contained page here.")]
 PlotOption = Annotated[Path | None, typer.Option(help="Write a picture here: .png, .svg or .pdf.")]
+HeadOption = Annotated[str | None, typer.Option(help="A converted head, or another draft model.")]
+MethodOption = Annotated[str | None, typer.Option(help="ngram, draft_model, medusa, suffix, ...: as vLLM names it.")]
+SpecOption = Annotated[str | None, typer.Option(help="More of vLLM's speculative config, as JSON.")]
 KOption = Annotated[int, typer.Option("-k", "--num-speculative-tokens", help="Drafts per step.", min=1)]
 
 
 @app.command()
 def acceptance(
     target: Annotated[str | None, typer.Option(help="The model that decides: a folder or a hub id.")] = None,
-    head: Annotated[str | None, typer.Option(help="A converted head, or another draft model.")] = None,
-    method: Annotated[
-        str | None, typer.Option(help="ngram, draft_model, medusa, suffix, ...: as vLLM names it.")
-    ] = None,
-    spec_config: Annotated[str | None, typer.Option(help="More of vLLM's speculative config, as JSON.")] = None,
+    head: HeadOption = None,
+    method: MethodOption = None,
+    spec_config: SpecOption = None,
     url: Annotated[str | None, typer.Option(help="A running server, in place of an engine of our own.")] = None,
     model: Annotated[str | None, typer.Option(help="The server's name of the model.")] = None,
     prompts: PromptsOption = "builtin",
@@ -161,9 +162,9 @@ def compare(
 @app.command()
 def sweep(
     target: TargetOption,
-    head: Annotated[str | None, typer.Option(help="A converted head, or another draft model.")] = None,
-    method: Annotated[str | None, typer.Option(help="ngram, ...: as vLLM names it.")] = None,
-    spec_config: Annotated[str | None, typer.Option(help="More of vLLM's speculative config, as JSON.")] = None,
+    head: HeadOption = None,
+    method: MethodOption = None,
+    spec_config: SpecOption = None,
     prompts: PromptsOption = "builtin",
     limit: LimitOption = 16,
     k: Annotated[int, typer.Option("-k", "--num-speculative-tokens", help="Drafts per step, at most.", min=2)] = 4,
@@ -257,9 +258,9 @@ def live(
 def trace(
     prompt: Annotated[str, typer.Argument(help="What to ask.")],
     target: TargetOption,
-    head: Annotated[str | None, typer.Option(help="A converted head, or another draft model.")] = None,
-    method: Annotated[str | None, typer.Option(help="ngram, ...: as vLLM names it.")] = None,
-    spec_config: Annotated[str | None, typer.Option(help="More of vLLM's speculative config, as JSON.")] = None,
+    head: HeadOption = None,
+    method: MethodOption = None,
+    spec_config: SpecOption = None,
     k: KOption = 3,
     max_tokens: TokensOption = 64,
     temperature: TemperatureOption = 0.0,

@@ -6,13 +6,12 @@ import contextlib
 import gc
 import itertools
 import os
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import HeadError
+from .answer import Answer
 from .host import StepClock, StepWatch, TraceStep, allow_synthetic_acceptance_on_cpu
 from .prompts import Question
 from .records import Record
@@ -100,22 +99,6 @@ def _refusals() -> tuple[type[Exception], ...]:
     return (ValueError, *filter(None, [getattr(exceptions, "VLLMClientError", None)]))
 
 
-@dataclass
-class _Running:
-    """A request that has not finished."""
-
-    question: Question
-    seed: int | None
-    turn: int
-    messages: list[dict[str, Any]]
-    prompt_tokens: int
-    started: float
-    deltas: list[int] = field(default_factory=list)
-    arrivals: list[float] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    text: str = ""
-
-
 class Engine:
     """A session on an engine in this process."""
 
@@ -132,24 +115,26 @@ class Engine:
         waiting = deque(
             (question, seed, 0, list(question.messages)) for question, seed in conversations(questions, sampling)
         )
-        active: dict[str, _Running] = {}
+        active: dict[str, Answer] = {}
         refused: list[str] = []
         try:
             while waiting or active:
                 while waiting and len(active) < concurrency:
                     try:
-                        name, running = self._add(*waiting.popleft(), sampling)
-                        active[name] = running
+                        name, answer = self._add(*waiting.popleft(), sampling)
+                        active[name] = answer
                     except self._refusals as error:
                         refused.append(reason(error))
                 for output in self._clock.step(engine):
-                    running = active[output.request_id]
-                    _advance(running, output.outputs[0])
+                    answer, new = active[output.request_id], output.outputs[0]
+                    answer.add(list(new.token_ids), new.text or "")
                     if output.finished:
                         del active[output.request_id]
-                        done(_record(running, output.outputs[0]))
-                        if running.turn < len(running.question.later):
-                            waiting.appendleft(_next_turn(running))
+                        answer.finish_reason = new.finish_reason
+                        done(_record(answer, new.spec_decode_metrics))
+                        if not answer.finished:
+                            turn = (answer.question, answer.seed, answer.turn + 1, answer.next_messages())
+                            waiting.appendleft(turn)
         except HeadError:
             raise
         except Exception as error:
@@ -161,7 +146,7 @@ class Engine:
 
     def _add(
         self, question: Question, seed: int | None, turn: int, messages: list[dict[str, Any]], sampling: Sampling
-    ) -> tuple[str, _Running]:
+    ) -> tuple[str, Answer]:
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
@@ -175,9 +160,9 @@ class Engine:
             output_kind=RequestOutputKind.DELTA,
         )
         name = f"bench-{next(self._ids)}"
-        started = time.perf_counter()
+        answer = Answer(question, seed, turn, messages, len(tokens))
         self.llm.llm_engine.add_request(name, TokensPrompt(prompt_token_ids=tokens), params)
-        return name, _Running(question, seed, turn, messages, len(tokens), started)
+        return name, answer
 
     def encode(self, question: Question, messages: Sequence[dict[str, Any]] | None = None) -> list[int]:
         """Token ids of a question's prompt, or of its conversation so far.
@@ -265,43 +250,10 @@ class Engine:
         return [found[token].logprob for token in of]
 
 
-def _advance(running: _Running, output: Any) -> None:
-    if not output.token_ids:
-        return
-    running.deltas.append(len(output.token_ids))
-    running.arrivals.append(time.perf_counter())
-    running.token_ids += output.token_ids
-    running.text += output.text or ""
-
-
-def _next_turn(running: _Running) -> tuple[Question, int | None, int, list[dict[str, Any]]]:
-    said = {"role": "assistant", "content": running.text}
-    asked = {"role": "user", "content": running.question.later[running.turn]}
-    return running.question, running.seed, running.turn + 1, [*running.messages, said, asked]
-
-
-def _record(running: _Running, output: Any) -> Record:
-    metrics = output.spec_decode_metrics
+def _record(answer: Answer, metrics: Any) -> Record:
+    """`metrics`: vLLM's `RequestSpecDecodeMetrics`, None without speculation."""
     accepted = list(metrics.per_step_accepted) if metrics else []
-    plain = len(running.deltas) - 1 - len(accepted)
+    drafted = list(metrics.per_step_drafted) if metrics else []
+    plain = max(0, len(answer.pieces) - 1 - len(accepted))
     counted = sum(accepted) + len(accepted) + plain
-    arrivals = running.arrivals or [running.started]
-    return Record(
-        question=running.question.index,
-        question_id=running.question.id,
-        category=running.question.category,
-        turn=running.turn,
-        seed=running.seed,
-        prompt_tokens=running.prompt_tokens,
-        output_tokens=len(running.token_ids),
-        token_ids=running.token_ids,
-        text=running.text,
-        finish_reason=output.finish_reason,
-        accepted=accepted,
-        drafted=list(metrics.per_step_drafted) if metrics else [],
-        plain_steps=max(0, plain),
-        trimmed=max(0, counted - sum(running.deltas[1:])),
-        ttft=arrivals[0] - running.started,
-        latency=arrivals[-1] - running.started,
-        itl=[b - a for a, b in itertools.pairwise(arrivals)],
-    )
+    return answer.record(accepted, drafted, plain, max(0, counted - sum(answer.pieces[1:])))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import threading
-import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -15,6 +14,7 @@ import httpx
 
 from ..demo.server import Server
 from ..errors import HeadError
+from .answer import Answer
 from .prompts import Question
 from .records import Record
 from .session import Counters, Done, Sampling, Step, conversations
@@ -58,7 +58,7 @@ def speculative_counters(found: dict[str, float]) -> Counters | None:
 class Remote:
     """A session on a server that is already up.
 
-    `detailed` becomes whether the server reports acceptance per request; without that there are only totals.
+    A server that does not report acceptance per request gives totals only.
 
     Raises:
         HeadError: no vLLM server there, or one that does not speculate.
@@ -75,7 +75,6 @@ class Remote:
             )
         self.k = len(counters.per_position)
         self.model = model or self._model()
-        self.detailed: bool | None = None
         self._stopping = threading.Event()
 
     def _model(self) -> str:
@@ -106,10 +105,8 @@ class Remote:
                                 break
                             done(answer)
                         if turn < len(question.later):
-                            messages += [
-                                {"role": "assistant", "content": answer.text},
-                                {"role": "user", "content": question.later[turn]},
-                            ]
+                            said = {"role": "assistant", "content": answer.text}
+                            messages = [*messages, said, {"role": "user", "content": question.later[turn]}]
 
         with ThreadPoolExecutor(concurrency) as pool:
             futures = [pool.submit(client) for _ in range(concurrency)]
@@ -146,7 +143,7 @@ class Remote:
         }
         path = "/v1/chat/completions" if messages else "/v1/completions"
         asked = {"messages": messages} if messages else {"prompt": question.prompt or list(question.token_ids or ())}
-        stream = _Stream()
+        stream = _Stream(question, seed, turn, messages)
         with http.stream("POST", path, json={**body, **asked}) as response:
             if response.status_code != 200:
                 return f"{path} answered {response.status_code}: {response.read().decode(errors='replace')[:300]}"
@@ -155,8 +152,7 @@ class Remote:
                     return "given up, because another request failed"
                 if line.startswith("data: {"):
                     stream.take(json.loads(line.removeprefix("data: ")))
-        self.detailed = stream.speculative is not None and "per_step_accepted" in stream.speculative
-        return stream.record(question, seed, turn)
+        return stream.whole()
 
     def counters(self) -> Counters | None:
         return speculative_counters(scrape(self.url))
@@ -168,64 +164,48 @@ class Remote:
         return {"method": "as the server was started", "url": self.url, "model": self.model}
 
 
-class _Stream:
+class _Stream(Answer):
     """One streamed answer."""
 
-    def __init__(self) -> None:
-        self.started = time.perf_counter()
-        self.arrivals: list[float] = []
-        self.chunks: list[int] = []
-        self.token_ids: list[int] = []
-        self.text = ""
-        self.prompt_tokens = 0
-        self.finish_reason: str | None = None
-        self.speculative: dict[str, Any] | None = None
+    speculative: dict[str, Any] | None = None
 
     def take(self, chunk: dict[str, Any]) -> None:
+        """One chunk of the stream.
+
+        Raises:
+            httpx.RemoteProtocolError: the server reports an error.
+        """
         if "error" in chunk:
             raise httpx.RemoteProtocolError(str(chunk["error"])[:300])
         for choice in chunk.get("choices", ()):
-            ids = choice.get("token_ids") or []
-            if ids:
-                self.chunks.append(len(ids))
-                self.arrivals.append(time.perf_counter())
-            self.token_ids += ids
-            self.text += choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+            text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+            self.add(choice.get("token_ids") or [], text)
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
         usage = chunk.get("usage") or {}
         self.prompt_tokens = usage.get("prompt_tokens", self.prompt_tokens)
         self.speculative = (chunk.get("metrics") or {}).get("speculative_decoding") or self.speculative
 
-    def record(self, question: Question, seed: int | None, turn: int) -> Record:
+    def whole(self) -> Record:
+        """The answer.
+
+        Raises:
+            httpx.RemoteProtocolError: it ended in the middle.
+        """
         if self.finish_reason is None:
             raise httpx.RemoteProtocolError("an answer ended without a reason")
         accepted = (self.speculative or {}).get("per_step_accepted", [])
-        arrivals = self.arrivals or [self.started]
+        drafted = (self.speculative or {}).get("per_step_drafted", [])
         trimmed = self._trimmed(accepted)
-        return Record(
-            question=question.index,
-            question_id=question.id,
-            category=question.category,
-            turn=turn,
-            seed=seed,
-            prompt_tokens=self.prompt_tokens,
-            output_tokens=len(self.token_ids),
-            token_ids=self.token_ids,
-            text=self.text,
-            finish_reason=self.finish_reason,
-            accepted=accepted,
-            drafted=(self.speculative or {}).get("per_step_drafted", []),
-            plain_steps=None if trimmed is None else len(self.chunks) - 1 - len(accepted),
-            trimmed=trimmed,
-            ttft=arrivals[0] - self.started,
-            latency=arrivals[-1] - self.started,
-            itl=[b - a for a, b in itertools.pairwise(arrivals)],
+        return self.record(
+            accepted, drafted, None if trimmed is None else len(self.pieces) - 1 - len(accepted), trimmed
         )
 
     def _trimmed(self, accepted: list[int]) -> int | None:
         """What was counted and not emitted, if the chunks of the stream are the steps of the engine."""
-        plain = len(self.chunks) - 1 - len(accepted)
-        if not accepted or plain < 0 or ([a + 1 for a in accepted[:-1]] != self.chunks[1:-1] and plain == 0):
+        plain = len(self.pieces) - 1 - len(accepted)
+        if not accepted or plain < 0:
             return None
-        trimmed = sum(accepted) + len(accepted) + plain - sum(self.chunks[1:])
+        if plain == 0 and [a + 1 for a in accepted[:-1]] != self.pieces[1:-1]:
+            return None
+        trimmed = sum(accepted) + len(accepted) + plain - sum(self.pieces[1:])
         return trimmed if 0 <= trimmed <= accepted[-1] else None
