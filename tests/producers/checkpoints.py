@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -73,8 +74,8 @@ def shards(head: ReferenceHead, folder: Path, kind: str) -> None:
     save_config(llama(head.config), folder)
 
 
-def _of(write: object, config: str | None = None) -> Fixture:
-    return Fixture("safeailab-eagle", "eagle-fc-bias", write, config=config, same_as="safeailab-eagle")  # type: ignore[arg-type]
+def _of(write: Callable[[ReferenceHead, Path], None], config: str | None = None) -> Fixture:
+    return Fixture("safeailab-eagle", "eagle-fc-bias", write, config=config, same_as="safeailab-eagle")
 
 
 FIXTURES = {
