@@ -18,6 +18,12 @@ from . import known
 
 #: RoPE bases that heads have been trained with whatever their configs said.
 _THETAS = (10000.0, 500000.0, 1000000.0)
+_D2T = {
+    "offset": "d2t holds offsets",
+    "absolute": "d2t holds ids",
+    "t2d": "drafts the tokens that t2d marks",
+    "identity": "drafts the first tokens",
+}
 _HEAD_DIMS = (64, 128, 96, 80, 256, 32)
 
 
@@ -57,7 +63,7 @@ def alternatives(source: Source, target: Target, reader: Reader, reading: Readin
     if isinstance(config, EagleConfig | AttentionFreeConfig):
         orders = ("embed-hidden", "hidden-embed")
         found += [Change("fc columns", f"columns [{o.replace('-', ', ')}]", {"fc_order": o}) for o in orders]
-    found += [*_vocabulary(config, source), *_tables(config, reading, target), *_last_state(config, target)]
+    found += [*_vocabulary(config), *_tables(config, reading, target), *_last_state(config, target)]
     if isinstance(config, TransformerHeadConfig):
         found += _attention_split(config, reading, target)
     return [c for c in found if all(name in reader.options for name in c.options)]
@@ -68,7 +74,7 @@ def resolutions(source: Source, target: Target) -> list[Change]:
     found = [Change("layer count", f"layer ids count {w}", {"aux_ids_convention": c}, threads=known.AUX_COUNT)
              for c, w in (("boundary", "streams"), ("output", "outputs"))]  # fmt: skip
     found += [Change("token pairing", f"trained on the {p} token", {"token_pairing": p}) for p in ("next", "same")]
-    found += [Change("draft vocabulary", f"d2t as {k}", {"d2t": k}, threads=known.D2T) for k in ("offset", "absolute")]
+    found += [Change("draft vocabulary", _D2T[k], {"d2t": k}, threads=known.D2T) for k in _D2T]
     found += [Change("RoPE base", f"RoPE base {t:g}", {"rope_theta": t}, threads=known.ROPE)
               for t in _thetas(source, target)]  # fmt: skip
     ids = default_layers(target.num_layers)
@@ -164,12 +170,9 @@ def _thetas(source: Source, target: Target) -> list[float]:
     return list(dict.fromkeys((*(n for n in numbers if math.isfinite(n) and n > 0), *_THETAS)))
 
 
-def _vocabulary(config: HeadConfig, source: Source) -> Iterator[Change]:
+def _vocabulary(config: HeadConfig) -> Iterator[Change]:
     if config.reduced_vocab:
-        kinds = {"offset": "d2t holds offsets", "absolute": "d2t holds ids", "identity": "drafts the first tokens"}
-        if source.has("t2d"):
-            kinds["t2d"] = "drafts the tokens that t2d marks"
-        for kind, says in kinds.items():
+        for kind, says in _D2T.items():
             yield Change("draft vocabulary", says, {"d2t": kind}, threads=known.D2T)
 
 

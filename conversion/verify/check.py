@@ -82,7 +82,7 @@ def verify_source(
     if changed:
         nothing = Figures(0).as_json()
         return Verification("files", "", nothing, False, f"{changed} is not what was converted")
-    if plain or importlib.util.find_spec("vllm") is None:
+    if plain or not has_vllm():
         return _in_torch(source, target, converted, options, prompts)
     job = Job(
         str(source.path), str(target.folder), str(converted), _told(options), None if config is None else str(config),
@@ -103,6 +103,10 @@ def judged(figures: Figures, engine: str, precision: torch.dtype) -> Verificatio
     elif differing:
         why = f"{differing} of {figures.positions} chains draft other tokens"
     return Verification(engine, str(precision).removeprefix("torch."), figures.as_json(), not why, why)
+
+
+def has_vllm() -> bool:
+    return importlib.util.find_spec("vllm") is not None
 
 
 def _changed(layout: Layout, converted: Path) -> str:

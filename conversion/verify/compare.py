@@ -83,14 +83,11 @@ def compare(
         theirs = torch.tensor([text.at[p][0] for p in at.tolist()])
         logits = torch.stack([text.at[p][1] for p in at.tolist()])  # [n, k, Vd]
 
-        def feed(step: int, ours: Tensor, theirs: Tensor = theirs, at: Tensor = at) -> Tensor:
-            chosen = head.target_ids(ours.argmax(-1))
-            chosen[0, at] = theirs[:, step]
-            return chosen
-
+        fed = torch.zeros(1, ids.shape[1] - 1, steps, dtype=torch.long)
+        fed[0, at] = theirs
         equal = fair = torch.ones(len(at), dtype=torch.bool)
-        for step, state in enumerate(unroll(head, ids, hidden, steps, feed)):
-            ours = state.logits[0, at]
+        for step, state in enumerate(unroll(head, ids, hidden, steps, fed=fed)):
+            ours = head.logits(state.features[0, at])
             difference = (ours - logits[:, step].float()).abs()
             worst[step] = max(float(worst[step]), float(difference.max()))
             total[step] += float(difference.mean(-1).sum())

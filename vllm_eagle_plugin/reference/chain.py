@@ -36,13 +36,15 @@ def unroll(
     steps: int,
     choose: Callable[[int, Tensor], Tensor] | None = None,
     text: Tensor | None = None,
+    fed: Tensor | None = None,
 ) -> Iterator[ChainStep]:
     """Draft `steps` tokens from each of the first T positions of `tokens` [B, T + 1].
 
     `hidden` [B, T, *] is what the target computed at those positions. The chain that starts at p has
     seen tokens up to p + 1 (the target's own next token) and drafts p + 2, p + 3, ... `choose(step,
     logits)` picks what the next step is fed, as target ids; by default the argmax (greedy drafting).
-    With `text` [B, T + steps or more], the tokens that do stand there are fed: training-time test.
+    With `text` [B, T + steps or more], the tokens that do stand there are fed: training-time test. With
+    `fed` [B, T, steps], step j + 1 is fed the j-th of these, and no logits are computed that nobody asks for.
     """
     lagging = isinstance(head.config, AttentionFreeConfig) and head.config.token_pairing == "same"
     batch, length = hidden.shape[:2]
@@ -56,6 +58,8 @@ def unroll(
         previous = current
         if text is not None:
             current = text[:, step + 2 : step + 2 + length]
+        elif fed is not None:
+            current = fed[..., step]
         elif step + 1 < steps:
             current = done.drafts if choose is None else choose(step, done.logits)
         current, state = head.next_inputs(current, state)
