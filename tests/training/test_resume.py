@@ -83,6 +83,18 @@ def test_a_killed_run_goes_on(blow, world, whole, tmp_path):
     assert_same_run(whole, output)
 
 
+def test_bf16_from_the_command_line(world, tmp_path):
+    """What users run: the default precision, one JSON object on stdout and nothing else."""
+    command = command_line("feature", world, tmp_path / "head", ["precision=bf16", "epochs=3"], "-k", "4", "--json")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["finished"]
+    assert result["best_acceptance"] > 4.5
+    weights = torch.load(tmp_path / "head" / "head.pt")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+
+
 def command_line(recipe, world, output, changes, *more):
     """`vllm-eagle train head` for a process of its own."""
     settings = [part for change in [*SMALL, *changes] for part in ("--set", change)]
