@@ -26,6 +26,7 @@ class Draft(Model):
     token: int
     text: str
     accepted: bool
+    trimmed: bool = Field(False, description="Behind the end of the answer: neither accepted nor rejected.")
     draft_probability: float | None = Field(description="The drafter's, at temperature 1; null without a model.")
     target_probability: float = Field(description="The target's, given the drafts before it, at temperature 1.")
 
@@ -96,7 +97,14 @@ def explain(step: TraceStep, decode: Callable[[int], str]) -> TracedStep:
     accepted = accepted_drafts(step)
     probs: Sequence[float | None] = step.draft_probs or [None] * len(step.drafts)
     drafts = [
-        Draft(token=token, text=decode(token), accepted=i < accepted, draft_probability=q, target_probability=p)
+        Draft(
+            token=token,
+            text=decode(token),
+            accepted=i < accepted,
+            trimmed=i >= accepted and step.own_prob is None,  # the step did not come to a token of its own
+            draft_probability=q,
+            target_probability=p,
+        )
         for i, (token, q, p) in enumerate(zip(step.drafts, probs, step.target_probs, strict=True))
     ]
     emitted = [
@@ -110,13 +118,18 @@ def explain(step: TraceStep, decode: Callable[[int], str]) -> TracedStep:
     return TracedStep(emitted=emitted, drafts=drafts)
 
 
+def is_rejected(draft: Draft) -> bool:
+    """Whether the target decided against it, or against one before it."""
+    return not draft.accepted and not draft.trimmed
+
+
 def drawn(result: Trace) -> list[Drawn]:
     """The steps as the demo's picture wants them."""
     return [
         Drawn(
             [e.token for e in step.emitted if e.how == "accepted"],
             [e.token for e in step.emitted if e.how != "accepted"],
-            [d.token for d in step.drafts if not d.accepted],
+            [d.token for d in step.drafts if is_rejected(d)],
         )
         for step in result.steps
     ]
@@ -135,7 +148,7 @@ def trace_page(result: Trace) -> str:
     """The answer as a page; probabilities on hover and focus."""
     pieces: list[Piece] = []
     for number, step in enumerate(result.steps):
-        rejected = [_rejected(step, i) for i, draft in enumerate(step.drafts) if not draft.accepted]
+        rejected = [_rejected(step, i) for i, draft in enumerate(step.drafts) if is_rejected(draft)]
         made = [Piece(_visible(e.text), e.how, _hint(number, step, e)) for e in step.emitted]
         own = next((i for i, e in enumerate(step.emitted) if e.how != "accepted"), None)
         if own is not None and rejected:  # rejected drafts stand in front of the token that replaced them
