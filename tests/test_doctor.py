@@ -224,7 +224,7 @@ def test_a_weak_head_is_told_from_a_wrong_one(plant, examine):
     def tired(head):
         torch.manual_seed(1)
         weight = head.tensors["layers.0.mlp.down_proj.weight"]
-        weight += 1.6 * weight.std() * torch.randn_like(weight)
+        weight += 3 * weight.std() * torch.randn_like(weight)
 
     target, folder = plant("eagle", [tired])
     found = examine("eagle", target, folder)

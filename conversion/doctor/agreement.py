@@ -51,18 +51,23 @@ class Agreement:
         return self.hits.float().mean(0).tolist()
 
     @property
+    def accepted(self) -> Tensor:
+        """Drafts in front of the first that is not the target's token [N]: what an engine would accept."""
+        return self.hits.int().cumprod(-1).sum(-1).float()
+
+    @property
     def total(self) -> float:
-        """Agreement summed over depths: what readings are ranked by."""
-        return float(self.hits.sum(-1).float().mean())
+        """Accepted drafts of a chain: what readings are ranked by."""
+        return float(self.accepted.mean())
 
     def better_than(self, other: Agreement) -> float:
-        """Standard errors by which this agreement is above the other's at the same positions."""
+        """Standard errors by which more is accepted than of the other at the same positions."""
         # One position more or less never decides, however little the others vary.
-        return self._errors(self.hits.sum(-1).float() - other.hits.sum(-1).float(), 1.0)
+        return self._errors(self.accepted - other.accepted, 1.0)
 
-    def likelier_than(self, other: Agreement) -> float:
+    def likelier_than(self, other: Agreement, depth: int = DEPTH) -> float:
         """The same for the likelihood of the target's text, which small differences show in first."""
-        return self._errors(self.likelihood.sum(-1) - other.likelihood.sum(-1), 0.01)
+        return self._errors(self.likelihood[:, :depth].sum(-1) - other.likelihood[:, :depth].sum(-1), 0.01)
 
     def _errors(self, gain: Tensor, least: float) -> float:
         _, block = self.blocks.unique(return_inverse=True)

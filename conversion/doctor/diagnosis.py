@@ -20,7 +20,7 @@ from .flags import as_flags, changed_options
 from .search import SURE, Candidate, Outcome, Search
 
 #: How much the target writes for itself: enough for one percent of agreement to show.
-_PROMPTS, _ANSWER = 32, 96
+_PROMPTS, _ANSWER = 28, 80
 #: Acceptance length at k = 3 below which a sound head is called weak.
 _WEAK = 2.0
 
@@ -140,7 +140,7 @@ def _likeliest_target(found: list[tuple[Target, Outcome, Material]]) -> tuple[Ta
     chosen = found[0]
     for other in found[1:]:
         a, b = other[1].best.measured(), chosen[1].best.measured()
-        errors = [float(x.hits.sum(-1).float().std()) / len(x.hits) ** 0.5 for x in (a, b)]
+        errors = [float(x.accepted.std()) / len(x.hits) ** 0.5 for x in (a, b)]
         if a.total - b.total > max(2 * SURE * sum(errors), 0.1):
             chosen = other
     return chosen

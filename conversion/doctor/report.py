@@ -27,7 +27,7 @@ def show(found: Diagnosis, console: Console) -> None:
         console.print(f"  - convert refuses it as it is: {found.outcome.refusal}")
     rows = _rows(found)
     depth = max(len(c.measured().per_depth) for c in rows)
-    table = Table("reading", *(f"depth {i + 1}" for i in range(depth)), "against current", "positions", "options",
+    table = Table("reading", *(f"depth {i + 1}" for i in range(depth)), "accepted", "positions", "options",
                   title=f"agreement with {found.target.name}'s own greedy text", title_justify="left")  # fmt: skip
     for c in rows:
         shares = [f"{share:.1%}" for share in c.measured().per_depth] + [""] * (depth - len(c.measured().per_depth))
@@ -35,6 +35,7 @@ def show(found: Diagnosis, console: Console) -> None:
         style = "bold" if c is found.outcome.best else None
         table.add_row(c.says + mark, *shares, _against(c, found), str(len(c.measured().hits)), as_flags(c.options), style=style)  # fmt: skip
     Console(width=max(console.width, 150), highlight=False, markup=False).print(table)
+    console.print("accepted: drafts of a chain of four, against how it is read now, at the same positions.")
     left = sum(c.agreement is not None for c in found.outcome.tried) - len(rows)
     if left > 0:
         console.print(f"and {left} more that agree less.")
@@ -98,14 +99,13 @@ def _rows(found: Diagnosis) -> list[Candidate]:
 
 
 def _against(c: Candidate, found: Diagnosis) -> str:
-    """Points of agreement, over all depths, ahead of the current reading at the same positions."""
+    """Drafts of a chain accepted more than with the current reading, at the same positions."""
     current = found.outcome.current or found.outcome.best
     if c is current or c.agreement is None:
         return ""
     ours, theirs = c.measured(), current.measured().first(len(c.measured().hits))
     if len(theirs.hits) != len(ours.hits):
         return ""
-    depth = max(ours.hits.shape[1], 1)
-    gain = (ours.total - theirs.total) / depth
+    gain = ours.total - theirs.total
     errors = abs(ours.better_than(theirs))
-    return f"{100 * gain:+.1f} ± {100 * abs(gain) / errors:.1f}" if errors else "+0.0"
+    return f"{gain:+.2f} ± {abs(gain) / errors:.2f}" if errors else "+0.00"

@@ -109,13 +109,16 @@ class Search:
         return Outcome(current, refusal, self._without_idle_changes(best), list(self._known.values()))
 
     def beats(self, one: Candidate, other: Candidate) -> bool:
-        """Whether one reading is better for sure: it agrees more, or as much and is surer of the text."""
+        """Whether one reading is better for sure: more is accepted, or as much and it is surer of the text."""
         a, b = one.measured(), other.measured()
         if b.total > 0.995 * b.hits.shape[1]:
             return False  # nothing is left to gain
         ahead, likelier = a.better_than(b), a.likelier_than(b)
         gain = float((a.likelihood.sum(-1) - b.likelihood.sum(-1)).mean())
-        return (ahead >= SURE and likelier > -SURE) or (likelier >= SURE and ahead > -1.5 and gain > _LEAST_GAIN)
+        # Where more is accepted although the first token is less likely, chance had a hand in it.
+        return (ahead >= SURE and a.likelier_than(b, depth=1) > -SURE) or (
+            likelier >= SURE and ahead > -1.5 and gain > _LEAST_GAIN
+        )
 
     def hopeless(self, candidate: Candidate) -> bool:
         """Whether even first drafts agree about as little as drafting one frequent token always would."""
