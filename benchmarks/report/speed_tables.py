@@ -38,9 +38,14 @@ def rows_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+def impossible_rows(rows: Sequence[Row]) -> list[str]:
+    """The rows that cannot be true, with the reason."""
+    return [f"{r.name}, concurrency {r.concurrency}: {r.impossible}" for r in rows if r.impossible]
+
+
 def remarks(result: Compare) -> list[str]:
     """What must be said about the rows: impossible speedups, differing answers, a busy machine."""
-    lines = [f"IMPOSSIBLE: {r.name}: {r.impossible}" for r in result.rows if r.impossible]
+    lines = [f"IMPOSSIBLE: {line}" for line in impossible_rows(result.rows)]
     for d in result.differences:
         gap = "one of them ended" if d.logit_gap is None else f"logit gap {d.logit_gap:.4g}"
         verdict = {True: "a numeric tie", False: "NOT a tie: this is a bug", None: ""}[d.tie]
@@ -98,8 +103,7 @@ def compare_page(result: Compare) -> str:
     parts: list[Part] = []
     if result.partial:
         parts.append(Notes("Partial", [f"The run ended early: {result.partial}"], warn=True))
-    bad = [f"{r.name}: {r.impossible}" for r in result.rows if r.impossible]
-    if bad:
+    if bad := impossible_rows(result.rows):
         parts.append(Notes("Impossible rows", bad, warn=True))
     contenders = [r for r in result.rows if r.speculative_config is not None and not r.impossible]
     best = max(contenders, key=lambda r: r.speedup.value or 0.0, default=None)

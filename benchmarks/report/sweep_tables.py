@@ -13,7 +13,7 @@ from ..statistics import expected_length
 from .acceptance_page import environment_facts
 from .page import Card, Cards, Cell, Grid, Line, Lines, Notes, Part, render
 from .plots import new_figure, save
-from .speed_tables import rows_grid, rows_table, time_bars
+from .speed_tables import impossible_rows, rows_grid, rows_table, time_bars
 
 
 def show_sweep(console: Console, result: Sweep) -> None:
@@ -30,7 +30,8 @@ def show_sweep(console: Console, result: Sweep) -> None:
             for row in grid.rows:
                 table.add_row(*(cell.text for cell in row))
             console.print(table)
-    for line in [cost_line(result), *verdicts(result), *result.notes]:
+    flagged = [f"IMPOSSIBLE: {line}" for line in impossible_rows(result.rows)]
+    for line in [*flagged, cost_line(result), *verdicts(result), *result.notes]:
         console.print(line)
 
 
@@ -137,6 +138,8 @@ def sweep_page(result: Sweep) -> str:
     parts: list[Part] = []
     if result.partial:
         parts.append(Notes("Partial", [f"The run ended early: {result.partial}"], warn=True))
+    if bad := impossible_rows(result.rows):
+        parts.append(Notes("Impossible rows", bad, warn=True))
     best = max(result.advice, key=lambda a: a.speedup)
     cards = [
         Card(
