@@ -53,7 +53,7 @@ def test_a_killed_worker_costs_nothing_but_time(world, tmp_path):
     command = command_line("eagle1", world, tmp_path / "head", changes, "--checkpoint-every", "4")
     log = tmp_path / "head" / "run" / "log.jsonl"
     running = launch(command, 29612)
-    while running.poll() is None and not (log.exists() and log.read_text().count('"step"') > 6):
+    while running.poll() is None and not (log.exists() and log.read_text().count('"event": "step"') > 8):
         time.sleep(0.05)
     assert running.poll() is None, running.communicate()[0]
     worker = second_worker(tmp_path / "head")
