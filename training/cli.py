@@ -111,10 +111,7 @@ def head(
     if not done.finished:
         print("Run the same command again to go on.")
     else:
-        producer = " --producer surgery" if done.family == "surgery" and not tables else ""
-        print(
-            f"vllm-eagle convert {shlex.quote(str(output))} --target {shlex.quote(target)} -o {output}-served{producer}"
-        )
+        print(f"vllm-eagle convert {shlex.quote(str(output))} --target {shlex.quote(target)} -o {output}-served")
 
 
 @train_app.command("plot")

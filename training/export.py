@@ -32,7 +32,7 @@ def export_head(family: str, head: ReferenceHead, folder: Path, tables: bool = F
     """Write `head` to `folder`; each file appears whole.
 
     `tables`: with the copies of the target's embedding and lm_head that a surgery head's producer keeps
-    beside the MLP (`convert` drops them again; without them it must be told `--producer surgery`).
+    beside the MLP (`convert` drops them again).
 
     Raises:
         HeadError: a weight is not finite; nothing is written.

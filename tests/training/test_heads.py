@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 from vllm_eagle_plugin.conversion import convert
-from vllm_eagle_plugin.conversion.options import Options
 from vllm_eagle_plugin.training.recipe import shipped_recipes
 
 from ..cases import SUBSET
@@ -24,8 +23,7 @@ K = 4
 
 def served(world, head, folder, **options):
     """Convert the head and let it draft for greedy answers to the held-out prompts' like."""
-    producer = "surgery" if (head / "eagle_model.pt").exists() else None
-    done = convert(head, str(world.target.folder), folder, Options(producer=producer))
+    done = convert(head, str(world.target.folder), folder)
     k = done.reading.config.max_draft_tokens or K
     prompts = [world.target.walk(int(world.target.successor[i]), 4 + i % 3) for i in range(12)]
     with engine(world.target.folder, folder, k, **options) as running:
