@@ -22,14 +22,16 @@ from safetensors.torch import save_file
 
 #: Converts in a process of its own, whose memory is then only the conversion's.
 _CONVERT = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
 from vllm_eagle_plugin.conversion import convert
 from vllm_eagle_plugin.conversion import converter
 started = time.perf_counter()
 convert(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
-print(json.dumps({"seconds": time.perf_counter() - started,
-                  "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+seconds = time.perf_counter() - started
+# Not ru_maxrss: a new process inherits that of the one it was forked from.
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps({"seconds": seconds, "peak_bytes": int(peak.split()[1]) * 1024}))
 """
 
 
