@@ -3,6 +3,8 @@
 vLLM calls `register` through the `vllm.general_plugins` entry point in every one of its processes.
 """
 
+from typing import Any
+
 __version__ = "0.1.0"
 
 #: Draft architectures and where they live; imported by vLLM only when a head asks for one.
@@ -11,6 +13,15 @@ ARCHITECTURES = {
     "EagleTransformerForCausalLM": "vllm_eagle_plugin.models.eagle:EagleTransformerForCausalLM",
     "Eagle3TransformerForCausalLM": "vllm_eagle_plugin.models.eagle3:Eagle3TransformerForCausalLM",
 }
+
+
+def __getattr__(name: str) -> Any:
+    """`TreeWorker`, for vLLM's `--worker-cls`; made for the platform it finds, when asked for."""
+    if name == "TreeWorker":
+        from .tree.worker import tree_worker
+
+        return tree_worker()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def register() -> None:

@@ -1,0 +1,1 @@
+"""Draft trees and adaptive draft length on stock vLLM. See docs/trees.md."""

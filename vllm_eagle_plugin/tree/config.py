@@ -1,0 +1,177 @@
+"""What `--additional-config '{"eagle": {...}}'` says: one validated object. Free of vLLM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..errors import UsageError
+
+#: The whole command, for the errors that name it.
+COMMAND = (
+    'vllm serve TARGET --speculative-config \'{{"model": "HEAD", "num_speculative_tokens": {nodes}}}\' '
+    "--additional-config '{{\"eagle\": {eagle}}}' --worker-cls vllm_eagle_plugin.TreeWorker --no-async-scheduling"
+)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TreeConfig(_Section):
+    """How trees are grown; `num_speculative_tokens` is the most nodes one may have."""
+
+    #: static: every node of a level gets the same number of children; dynamic: EAGLE-2's beams and rerank
+    #: (arXiv 2406.16858); auto: dynamic, with depth and nodes chosen each step by expected tokens per millisecond.
+    kind: Literal["static", "dynamic", "auto"] = "auto"
+    #: Children of the root (static), beams of a level and children of each (dynamic, auto).
+    top_k: int | None = Field(None, ge=1, le=64)
+    #: Levels below the root.
+    depth: int | None = Field(None, ge=1, le=32)
+    #: static: the children of a node of each level; by default top_k, then half as many at each level.
+    branches: tuple[int, ...] | None = Field(None, min_length=1, max_length=32)
+
+    @model_validator(mode="after")
+    def _fits(self) -> TreeConfig:
+        if self.branches is not None:
+            if self.kind != "static":
+                raise ValueError(f'branches are of static trees, kind is "{self.kind}"')
+            if self.top_k is not None or self.depth is not None:
+                raise ValueError("branches already say top_k and depth")
+            if min(self.branches) < 1:
+                raise ValueError(f"branches are {list(self.branches)}, at least one child a level was expected")
+        return self
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A tree config made definite for a number of nodes."""
+
+    kind: Literal["chain", "static", "dynamic", "auto"]
+    nodes: int
+    depth: int
+    #: Beams of a level and children of each; static: the most beams of any level.
+    top_k: int
+    #: static: children of a node of each level, root first.
+    branches: tuple[int, ...] = ()
+
+    @classmethod
+    def chain(cls, nodes: int) -> Shape:
+        return cls("chain", nodes, nodes, 1)
+
+    @classmethod
+    def of(cls, tree: TreeConfig, nodes: int) -> Shape:
+        """Raises UsageError where what was asked for does not fit into `nodes`."""
+        if tree.kind == "static":
+            branches = tree.branches or tuple(
+                max(1, (tree.top_k or 4) >> i) for i in range(tree.depth or min(4, nodes))
+            )
+            return cls("static", nodes, _fitting(len(branches), nodes), nodes, branches)
+        depth = _fitting(tree.depth or min(5, nodes), nodes)
+        most = nodes // (depth - 1) if depth > 1 else nodes
+        if tree.top_k is not None and tree.top_k > most:
+            # Each level but the last leaves its beams' keys in slots that vLLM grants: one a node.
+            raise UsageError(
+                f"top_k {tree.top_k} and depth {depth} with num_speculative_tokens {nodes}",
+                f"top_k * (depth - 1) was expected to be at most num_speculative_tokens, so top_k at most {most}",
+                example(tree.top_k * (depth - 1)),
+            )
+        return cls(tree.kind, nodes, depth, tree.top_k or max(1, min(4, most)))
+
+
+def _fitting(depth: int, nodes: int) -> int:
+    if depth > nodes:
+        raise UsageError(
+            f"a tree of {depth} levels with num_speculative_tokens {nodes}",
+            "At least one node a level was expected",
+            example(4 * depth),
+        )
+    return depth
+
+
+class AdaptiveConfig(_Section):
+    """How the number of drafts follows what is accepted."""
+
+    #: gain: expected tokens against measured cost; window: longer above `raise_above`, shorter below `lower_below`.
+    controller: Literal["gain", "window"] = "gain"
+    #: Fewest drafts of a request (0: it may stop drafting) and most (by default num_speculative_tokens).
+    minimum: int = Field(0, ge=0)
+    maximum: int | None = Field(None, ge=1)
+    #: Steps that the window controller looks back.
+    window: int = Field(16, ge=1)
+    raise_above: float = Field(0.8, gt=0, le=1)
+    lower_below: float = Field(0.5, ge=0, lt=1)
+    #: Decoded tokens of a request between two trials while it does not draft.
+    probe_every: int = Field(64, ge=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> AdaptiveConfig:
+        if self.lower_below >= self.raise_above:
+            raise ValueError(
+                f"lower_below is {self.lower_below}, less than raise_above {self.raise_above} was expected"
+            )
+        if self.maximum is not None and self.maximum < self.minimum:
+            raise ValueError(f"maximum is {self.maximum}, at least minimum {self.minimum} was expected")
+        return self
+
+
+class DraftingConfig(_Section):
+    """The `eagle` section of the additional config."""
+
+    tree: TreeConfig | None = None
+    adaptive: AdaptiveConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, given: Any) -> Any:
+        """`"tree": "auto"` for `{"kind": "auto"}`, `"adaptive": true` for the defaults."""
+        if not isinstance(given, dict):
+            return given
+        given = dict(given)
+        if isinstance(given.get("tree"), str):
+            given["tree"] = {"kind": given["tree"]}
+        if isinstance(given.get("adaptive"), bool):
+            given["adaptive"] = {} if given["adaptive"] else None
+        return given
+
+
+@dataclass(frozen=True)
+class Drafting:
+    """What is drafted each step, and what controls how much of it."""
+
+    shape: Shape
+    adaptive: AdaptiveConfig | None
+
+
+def parse_drafting(additional_config: Any, nodes: int) -> Drafting | None:
+    """The drafting that an additional config asks for, or None if it says nothing of it.
+
+    `nodes` is `num_speculative_tokens`.
+
+    Raises:
+        UsageError: an unknown key, a value out of range, or one that contradicts `nodes`.
+    """
+    section = additional_config.get("eagle") if isinstance(additional_config, dict) else None
+    if section is None:
+        return None
+    try:
+        asked = DraftingConfig.model_validate(section)
+    except ValidationError as error:
+        found = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'eagle'}: {e['msg']}" for e in error.errors())
+        raise UsageError(f"additional config, eagle: {found}", "A whole command that works", example(nodes)) from None
+    if asked.tree is None and asked.adaptive is None:
+        return None
+    if asked.adaptive is not None and max(asked.adaptive.minimum, asked.adaptive.maximum or 0) > nodes:
+        raise UsageError(
+            f"adaptive lengths up to {asked.adaptive.maximum or asked.adaptive.minimum} with "
+            f"num_speculative_tokens {nodes}",
+            "At most num_speculative_tokens was expected",
+        )
+    return Drafting(Shape.of(asked.tree, nodes) if asked.tree else Shape.chain(nodes), asked.adaptive)
+
+
+def example(nodes: int, eagle: str = '{"tree": "auto", "adaptive": true}') -> str:
+    """The full command that switches trees on."""
+    return COMMAND.format(nodes=nodes, eagle=eagle)
