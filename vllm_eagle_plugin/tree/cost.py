@@ -1,0 +1,109 @@
+"""What drafting and verifying cost, in milliseconds: measured at start-up, corrected by the steps that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+#: Weight of one observed step in a correction, and how far one observation may be from it to count in full.
+RATE, OUTLIER = 0.05, 2.0
+
+
+def measure(run: Callable[[int], None], rows: Sequence[int], repeats: int = 5) -> dict[int, float]:
+    """Median milliseconds of `run(n)` for each n of `rows`. `run` returns when its work is done, not just queued."""
+    found = {}
+    for n in rows:
+        run(n)  # whatever is compiled or allocated for this size
+        times = []
+        for _ in range(repeats):
+            start = perf_counter()
+            run(n)
+            times.append((perf_counter() - start) * 1e3)
+        found[n] = median(times)
+    return found
+
+
+class Curve:
+    """Milliseconds for any number of rows, out of a few measured numbers of rows.
+
+    Straight lines between what was measured, the last one going on; never falling, as more rows are never less
+    work: where a measurement says otherwise it is noise. `correction` is what observed steps make of it.
+    """
+
+    def __init__(self, measured: Mapping[int, float], correction: float = 1.0):
+        if not measured:
+            raise ValueError("a cost needs at least one measurement")
+        self.rows = np.array(sorted(measured), dtype=np.float64)
+        self.ms = np.maximum.accumulate([max(0.0, float(measured[n])) for n in sorted(measured)])
+        self.correction = correction
+
+    def __call__(self, rows: ArrayLike) -> NDArray[np.float64]:
+        """Milliseconds for each of `rows`."""
+        asked = np.asarray(rows, dtype=np.float64)
+        ms = np.interp(asked, self.rows, self.ms)
+        if len(self.rows) > 1:
+            slope = (self.ms[-1] - self.ms[-2]) / (self.rows[-1] - self.rows[-2])
+            ms = ms + slope * np.maximum(0.0, asked - self.rows[-1])
+        return ms * self.correction
+
+    def observe(self, rows: int, ms: float) -> None:
+        """Move the correction towards what a step took; an outlier moves it no further than twice as slow would."""
+        expected = float(self(rows))
+        if expected > 0 and ms > 0:
+            ratio = min(max(ms / expected, 1 / OUTLIER), OUTLIER)
+            self.correction *= 1 + RATE * (ratio - 1)
+
+
+class CostModel:
+    """Milliseconds of the parts of a step.
+
+    One correction for each part, not for each size: contexts grow and machines slow down for all sizes alike, and
+    sizes that are never run would keep an old one and look cheap or dear beside those that are.
+    """
+
+    def __init__(
+        self,
+        verify: Mapping[int, float],
+        level: Mapping[int, float],
+        first: Mapping[int, float],
+        idle: Mapping[int, float] | None = None,
+    ):
+        """Each maps rows to milliseconds.
+
+        verify: the target over that many rows, one a request and one a draft. level: the head over that many
+        beams. first: the head's first pass of a step for that many requests. idle: what the head costs for that
+        many requests in a step that drafts nothing (keeping its keys and values up); nothing by default.
+        """
+        self.verify = Curve(verify)
+        self.level = Curve(level)
+        self.first = Curve(first)
+        self.idle = Curve(idle or {1: 0.0})
+
+    @property
+    def _curves(self) -> tuple[Curve, ...]:
+        return (self.verify, self.level, self.first, self.idle)
+
+    def plain(self, requests: int) -> float:
+        """Tokens per millisecond of a step that verifies no drafts."""
+        return requests / float(self.verify(requests) + self.idle(requests))
+
+    def numbers(self) -> list[float]:
+        """Everything as plain numbers, so that ranks which must decide alike can be told rank 0's."""
+        return [n for c in self._curves for n in (float(len(c.rows)), c.correction, *c.rows.tolist(), *c.ms.tolist())]
+
+    @classmethod
+    def of(cls, numbers: Iterable[float]) -> CostModel:
+        """What `numbers` were taken from."""
+        left, curves = list(numbers), []
+        while left:
+            n, correction = int(left[0]), left[1]
+            rows, ms = left[2 : 2 + n], left[2 + n : 2 + 2 * n]
+            curves.append(Curve({int(r): m for r, m in zip(rows, ms, strict=True)}, correction))
+            del left[: 2 + 2 * n]
+        model = cls.__new__(cls)
+        model.verify, model.level, model.first, model.idle = curves
+        return model
