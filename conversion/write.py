@@ -5,11 +5,12 @@ Tensors go from file to file in pieces, checked on the way, so that memory does 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,18 +108,37 @@ def write_tensors(file: Path, tensors: Mapping[str, Stored], progress: Progress 
         offset += size
     described = json.dumps(header, separators=(",", ":")).encode()
     described += b" " * (-len(described) % 8)
-    with file.open("wb") as out:
+    with _one_thread(), file.open("wb") as out:
         out.write(len(described).to_bytes(8, "little") + described)
         for name in sorted(tensors):
             seen = Range(name, len(tensors[name].shape))
             for piece in tensors[name].pieces():
                 seen.see(piece)
+                at = out.tell()
                 out.write(memoryview(piece.contiguous().view(torch.uint8).numpy()))
+                _write_back(out.fileno(), at, piece.nbytes)
                 progress(piece.nbytes)
             seen.check()
     with safe_open(file, framework="pt") as opened:  # by the library that servers read it with
         if set(opened.keys()) != set(tensors):
             raise HeadError(f"{file} was not written whole", "Every tensor was expected in it", "Convert again")
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Looking at pieces is bound by memory; more threads of torch spin between them and starve the checksums."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _write_back(descriptor: int, start: int, length: int) -> None:
+    """Send what was just written on its way to the disk, so that the sync at the end finds little to wait for."""
+    if hasattr(os, "posix_fadvise"):  # not on macOS
+        os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_DONTNEED)
 
 
 def _sync(folder: Path) -> None:
