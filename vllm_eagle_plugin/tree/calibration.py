@@ -1,0 +1,224 @@
+"""How likely a draft is accepted: the head's claim, corrected by what the target has accepted so far.
+
+A correction is a shift in log-odds, learned from counts. Three of them add up, each learning what those before it
+leave over: one by the head's claim and whether the draft is its first choice, one by depth, one by request.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from .grow import Scorer
+from .tree import Tree
+
+Array = NDArray[np.float64]
+
+#: Bounds of the bins that claims fall into, as log-odds: 0.2%, 1%, 5%, 12%, 27%, 50%, 73%, 88%, 95%, 99%, 99.8%.
+EDGES = np.array([-6.0, -4.5, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.5, 6.0])
+#: No probability is taken to be closer than this to 0 or 1.
+CLOSEST = 1e-4
+
+
+def log_odds(probability: ArrayLike) -> Array:
+    p = np.clip(np.asarray(probability, dtype=np.float64), CLOSEST, 1 - CLOSEST)
+    return np.log(p) - np.log1p(-p)
+
+
+def shifted(probability: ArrayLike, shift: ArrayLike) -> Array:
+    """Probabilities with their log-odds moved by `shift`."""
+    return 1 / (1 + np.exp(-log_odds(probability) - np.asarray(shift)))
+
+
+class Shifts:
+    """Shifts in log-odds, one a cell, each from the trials counted in its cell.
+
+    A cell starts as if it had seen `prior` trials that turned out as expected. Its counts fade, so that it weighs
+    its last `memory` trials or so.
+    """
+
+    def __init__(self, shape: tuple[int, ...], prior: float, memory: float):
+        self.prior = prior
+        self.fading = 1 - 1 / memory
+        self.trials, self.hits, self.expected = (np.zeros(shape) for _ in range(3))
+
+    def add(self, cells: tuple[NDArray[np.int64], ...], expected: Array, hits: Array) -> None:
+        """Count trials: `cells` index this table, `expected` probabilities, `hits` 0 or 1, all [n]."""
+        new = np.zeros_like(self.trials)
+        np.add.at(new, cells, 1)
+        fade = self.fading**new
+        for counts, more in ((self.trials, None), (self.hits, hits), (self.expected, expected)):
+            counts *= fade
+            np.add.at(counts, cells, 1 if more is None else more)
+
+    def values(self) -> Array:
+        """The shift of every cell."""
+        mean = self.expected / np.maximum(self.trials, 1e-9)
+        found = (self.hits + self.prior * mean) / (self.trials + self.prior)
+        return np.where(self.trials > 0, log_odds(found) - log_odds(mean), 0.0)
+
+
+class Average:
+    """Fading counts of one cell, as plain numbers."""
+
+    def __init__(self, memory: float):
+        self.fading = 1 - 1 / memory
+        self.trials = self.hits = self.expected = 0.0
+
+    def add(self, expected: float, hit: float) -> None:
+        self.fade(self.fading)
+        self.trials, self.hits, self.expected = self.trials + 1, self.hits + hit, self.expected + expected
+
+    def fade(self, share: float) -> None:
+        self.trials, self.hits, self.expected = share * self.trials, share * self.hits, share * self.expected
+
+    def shift(self, prior: float) -> float:
+        if not self.trials:
+            return 0.0
+        mean = self.expected / self.trials
+        return _odds((self.hits + prior * mean) / (self.trials + prior)) - _odds(mean)
+
+
+class Pace:
+    """How one request does against what was expected of it, as a shift in log-odds.
+
+    A slow average says it precisely, a fast one says it soon. Where they contradict each other the text has
+    changed, and the slow one starts again from the fast one.
+    """
+
+    #: Standard deviations apart that are a contradiction, and trials that the fast average needs for one.
+    CONTRADICTION, ENOUGH = 3.0, 6.0
+
+    def __init__(self, prior: float = 6.0, fast: float = 12.0, slow: float = 100.0):
+        self.prior = prior
+        self._fast, self._slow = Average(fast), Average(slow)
+        self.shift = 0.0
+        self.resets = 0
+
+    @property
+    def trials(self) -> float:
+        return self._slow.trials
+
+    def add(self, expected: Sequence[float], hits: Sequence[float]) -> None:
+        """Count trials: what was expected without this shift, and whether it came."""
+        for p, hit in zip(expected, hits, strict=True):
+            self._fast.add(p, hit)
+            self._slow.add(p, hit)
+        if self._contradict():
+            fast, slow = self._fast, self._slow
+            slow.trials, slow.hits, slow.expected = fast.trials, fast.hits, fast.expected
+            self.resets += 1
+        self.shift = self._slow.shift(self.prior)
+
+    def fade(self, share: float) -> None:
+        """Trust what was seen less: it is long ago."""
+        self._fast.fade(share)
+        self._slow.fade(share)
+        self.shift = self._slow.shift(self.prior)
+
+    def _contradict(self) -> bool:
+        n = self._fast.trials
+        if n < self.ENOUGH:
+            return False
+        usual = 1 / (1 + math.exp(-_odds(self._fast.expected / n) - self._slow.shift(self.prior)))
+        # Of fading counts about half as many trials are independent.
+        deviation = math.sqrt(n / 2 * usual * (1 - usual))
+        return abs(self._fast.hits - n * usual) > self.CONTRADICTION * deviation
+
+
+def _odds(probability: float) -> float:
+    p = min(max(probability, CLOSEST), 1 - CLOSEST)
+    return math.log(p / (1 - p))
+
+
+class Calibration:
+    """P(draft accepted | the one it continues accepted), learned from verified trees."""
+
+    def __init__(self, depth: int, prior: float = 6.0, memory: float = 4000.0):
+        self._claims = Shifts((2, len(EDGES) + 1), prior, memory)
+        self._depths = Shifts((depth + 1, 2), prior, memory)
+        self._paces: dict[str, Pace] = {}
+        self._seen: list[tuple[Tree, Sequence[float], Sequence[int], str]] = []
+
+    def probability(self, logprobs: Tensor, depth: int, shifts: Tensor | None = None) -> Tensor:
+        """Log-probability that each is accepted.
+
+        logprobs [..., n]: the head's for the n best continuations of a node, best first, at `depth`. shifts: of
+        their requests, to be added to log-odds; shaped like logprobs but for trailing 1s.
+        """
+        self.learn()
+        first = torch.arange(logprobs.shape[-1], device=logprobs.device) == 0
+        by_claim, by_depth = self._claims.values(), self._depths.values()[min(depth, len(self._depths.trials) - 1)]
+        table = torch.from_numpy(by_claim + by_depth[:, None]).to(logprobs)
+        bounded = logprobs.clamp(max=-CLOSEST)
+        odds = bounded - torch.log(-torch.expm1(bounded))
+        bins = torch.bucketize(odds, torch.from_numpy(EDGES).to(logprobs), right=True)
+        odds = odds + torch.where(first, table[0][bins], table[1][bins])
+        if shifts is not None:
+            odds = odds + shifts
+        # No draft is likelier than a better one beside it, and one of them at most is accepted.
+        found = torch.nn.functional.logsigmoid(odds).cummin(-1).values
+        return found - found.logsumexp(-1, keepdim=True).clamp(min=0)
+
+    def scorer(self, requests: Sequence[str]) -> Scorer:
+        """What scores a growth of these requests' trees by the probability that nodes are accepted."""
+        self.learn()
+        shifts = torch.tensor([self.shift(r) for r in requests])[:, None, None]
+        return lambda logprobs, depth: self.probability(logprobs, depth, shifts.to(logprobs))
+
+    def shift(self, request: str) -> float:
+        """How much likelier (in log-odds) this request's drafts are accepted than others'."""
+        return self._paces[request].shift if request in self._paces else 0.0
+
+    def observe(self, claims: Sequence[float], tree: Tree, path: Sequence[int], request: str) -> None:
+        """Learn from a verified tree: `claims` are the head's probabilities of its nodes, their parents given,
+        `path` the nodes accepted."""
+        self._seen.append((tree, claims, path, request))
+
+    def forget(self, request: str) -> None:
+        """A request has ended."""
+        self.learn()
+        self._paces.pop(request, None)
+
+    def learn(self) -> None:
+        """Take in what was observed, a step's trees at once. Whatever asks does this first."""
+        if not self._seen:
+            return
+        seen, self._seen = self._seen, []
+        rows = [(*trial, i) for i, (tree, claims, path, _) in enumerate(seen) for trial in _trials(tree, claims, path)]
+        if not rows:
+            return
+        columns = np.array(rows, dtype=np.float64).T
+        claims, hits = columns[:2]
+        depths, ranks, requests = columns[2:].astype(np.int64)
+        bins = np.searchsorted(EDGES, log_odds(claims), side="right")
+        depths = np.minimum(depths, len(self._depths.trials) - 1)
+        by_claim = shifted(claims, self._claims.values()[ranks, bins])
+        by_depth = shifted(by_claim, self._depths.values()[depths, ranks])
+        self._claims.add((ranks, bins), claims, hits)
+        # Deep drafts are mostly those of requests that do well: that is not the depth's doing.
+        paces = np.array([self.shift(request) for *_, request in seen])[requests]
+        self._depths.add((depths, ranks), shifted(by_claim, paces), hits)
+        for i, (*_, request) in enumerate(seen):
+            # First choices say how a request does; the rest mostly say how many others were tried.
+            of = (requests == i) & (ranks == 0)
+            self._paces.setdefault(request, Pace()).add(by_depth[of].tolist(), hits[of].tolist())
+
+
+def _trials(tree: Tree, claims: Sequence[float], path: Sequence[int]) -> list[tuple[float, float, int, int]]:
+    """Of every node whose parent was accepted: claim, whether it was too, depth, 0 for the best child and 1 else."""
+    at = {node: depth for depth, node in enumerate((0, *path), 1)}
+    best: dict[int, int] = {}
+    for node, parent in enumerate(tree.parents, 1):
+        if parent in at and (parent not in best or claims[node - 1] > claims[best[parent] - 1]):
+            best[parent] = node
+    return [
+        (claims[node - 1], float(node in at), at[parent], int(best[parent] != node))
+        for node, parent in enumerate(tree.parents, 1)
+        if parent in at
+    ]
