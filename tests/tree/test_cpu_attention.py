@@ -1,0 +1,232 @@
+"""Trees on vLLM's CPU attention: against attention computed plainly, and against the stock kernel."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from vllm_eagle_plugin.tree.attention import MaskedRows, attach, masked_attention, merge, sees
+from vllm_eagle_plugin.tree.cpu_attention import TreeCPUAttentionImpl, enable, unsupported
+from vllm_eagle_plugin.tree.kv_layout import gather
+from vllm_eagle_plugin.tree.tree import Tree
+
+from .layers import FP8, Case, forward, metadata, write
+
+CASES = {
+    "fp32": Case(),
+    "bf16": Case(torch.bfloat16),
+    "fp16": Case(torch.float16),
+    "bf16-plain-rows": Case(torch.bfloat16, isa="vec"),
+    "head-dim-80": Case(torch.bfloat16, head_dim=80),
+    "small-blocks": Case(block_size=32),
+    "one-kv-head": Case(heads=4, kv_heads=1),
+    "no-gqa": Case(heads=2, kv_heads=2, head_dim=128),
+    "soft-cap": Case(soft_cap=2.0),
+    "window": Case(window=20),
+    "short-window": Case(window=3),
+    "window-small-blocks": Case(window=70, block_size=32),
+    "sinks": Case(sinks=True),
+    "everything": Case(torch.bfloat16, soft_cap=5.0, window=40, sinks=True),
+    "fp8": Case(kv_dtype="fp8_e4m3"),
+    "fp8-bf16": Case(torch.bfloat16, kv_dtype="fp8_e4m3"),
+    "fp8-e5m2": Case(kv_dtype="fp8_e5m2"),
+}
+TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
+TREE = Tree(tuple(range(16)), (0, 0, 1, 1, 2, 3, 3, 5, 0, 6, 8, 8, 4, 11, 12, 1))
+CONTEXTS = (0, 1, 100, 120, 127, 128, 300)
+
+
+def random_tree(nodes: int) -> Tree:
+    return Tree(tuple(range(nodes)), tuple(int(torch.randint(i + 1, ())) for i in range(nodes)))
+
+
+def masked(tree: Tree, context: int, request: int = 0, first: int = 0) -> MaskedRows:
+    return MaskedRows(request, first, context, torch.from_numpy(tree.ancestors), torch.from_numpy(tree.depths))
+
+
+class Request:
+    """One request's keys, values and query rows, kept in a layer's cache."""
+
+    def __init__(self, case: Case, layer: object, table: Tensor, context: int, rows: int, tail: int = 0) -> None:
+        self.case, self.layer, self.table = case, layer, table
+        self.context, self.rows, self.tail = context, rows, tail or rows
+        total = context + self.tail
+        self.key, self.value = (torch.randn(total, case.kv_heads, case.head_dim, dtype=case.dtype) for _ in range(2))
+        self.query = 2 * torch.randn(rows, case.heads, case.head_dim, dtype=case.dtype)
+        write(layer, table, 0, self.key, self.value)
+
+    def kept(self) -> tuple[Tensor, Tensor]:
+        """[kv_heads, keys, head_dim] each: keys and values as the cache's dtype has them."""
+        if self.case.kv_dtype not in FP8:
+            return self.key.transpose(0, 1), self.value.transpose(0, 1)
+        # The kernel rounds to fp8 in a way of its own.
+        key, value = (x.view(FP8[self.case.kv_dtype]).float() for x in gather(self.layer, self.table, len(self.key)))
+        return key * self.layer._k_scale_float, value * self.layer._v_scale_float
+
+    def expected(self, rows: MaskedRows) -> Tensor:
+        impl = self.layer.impl
+        part = masked_attention(
+            self.query, *self.kept(), sees(rows, self.case.window), impl.scale, impl.logits_soft_cap
+        )
+        return merge(part, sinks=impl.sinks)
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    return (found.float() - expected.float()).abs().max().item() / expected.float().abs().max().item()
+
+
+def blocks_for(case: Case, context: int, tail: int) -> Tensor:
+    """A request's blocks, in no order; 0 is left out, and so are a few others."""
+    count = -(-(context + tail) // case.block_size)
+    return torch.randperm(count + 3)[:count] + 1
+
+
+def single(case: Case, context: int, tree: Tree) -> tuple[Request, object]:
+    table = blocks_for(case, context, len(tree) + 1)
+    layer = case.layer(len(table) + 4)
+    request = Request(case, layer, table, context, len(tree) + 1)
+    enable([layer])
+    return request, metadata(layer, [request.rows], [context + request.rows], table[None])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_tree_rows_see_the_context_and_their_ancestors(name: str) -> None:
+    case = CASES[name]
+    for context in CONTEXTS:
+        for tree in (TREE, random_tree(5), random_tree(40)):
+            request, described = single(case, context, tree)
+            rows = masked(tree, context)
+            attach(described, [rows], whole_batch=True)
+            before = request.layer.kv_cache.clone()
+            found = forward(request.layer, request.query, described)
+            # In bf16 the stock kernel takes the smallest fp8 numbers for zero.
+            tolerance = 5e-2 if name == "fp8-bf16" else TOLERANCE[case.dtype]
+            assert error(found, request.expected(rows)) < tolerance, (context, tree)
+            assert torch.equal(before.view(torch.uint8), request.layer.kv_cache.view(torch.uint8))
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16"])
+def test_other_masks_are_told_apart(name: str) -> None:
+    case = CASES[name]
+    request, described = single(case, 100, TREE)
+    rows = masked(TREE, 100)
+    causal = forward(request.layer, request.query, described)
+    attach(described, [rows], whole_batch=True)
+    found = forward(request.layer, request.query, described)
+    for wrong in (torch.ones(17, 17), torch.ones(17, 17).tril(), torch.eye(17)):
+        assert error(found, request.expected(replace(rows, visible=wrong.bool()))) > 5 * TOLERANCE[case.dtype]
+    assert error(causal, request.expected(rows)) > 5 * TOLERANCE[case.dtype]
+
+
+def test_a_window_counts_depths_and_not_slots() -> None:
+    request, described = single(CASES["short-window"], 100, TREE)
+    rows = masked(TREE, 100)
+    attach(described, [rows], whole_batch=True)
+    found = forward(request.layer, request.query, described)
+    assert error(found, request.expected(rows)) < 5e-6
+    assert error(found, request.expected(replace(rows, positions=torch.arange(17)))) > 1e-2
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_chain_is_what_the_stock_kernel_computes(name: str) -> None:
+    for context in CONTEXTS:
+        chain = Tree.chain(range(16))
+        request, described = single(CASES[name], context, chain)
+        stock = forward(request.layer, request.query, described)
+        attach(described, [masked(chain, context)], whole_batch=True)
+        found = forward(request.layer, request.query, described)
+        assert torch.equal(found, stock)
+
+
+def test_alibi_counts_depths() -> None:
+    """A path through the tree is computed as the chain that it is."""
+    case = Case(alibi=True)
+    request, described = single(case, 50, TREE)
+    attach(described, [masked(TREE, 50)], whole_batch=True)
+    found = forward(request.layer, request.query, described)
+    for leaf in range(17):
+        path = TREE.ancestors[leaf].nonzero()[0]
+        keep = [*range(50), *(50 + path)]
+        write(request.layer, request.table, 0, request.key[keep], request.value[keep])
+        chain = metadata(request.layer, [len(path)], [len(keep)], request.table[None])
+        stock = forward(request.layer, request.query[path], chain)
+        assert error(found[leaf], stock[-1]) < 5e-6
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16", "everything", "window-small-blocks", "fp8"])
+def test_trees_among_chains_and_prefills(name: str) -> None:
+    case = CASES[name]
+    contexts, sizes = (40, 0, 130, 250, 127, 77), (17, 60, 6, 1, 31, 5)
+    trees = {0: TREE, 2: random_tree(5), 4: random_tree(30)}
+    order = torch.randperm(40) + 1
+    table = order[:18].view(6, 3) if case.block_size == 128 else order[:36].view(6, 6)
+    contexts = contexts if case.block_size == 128 else (40, 0, 130, 150, 127, 77)
+    layer = case.layer(41)
+    enable([layer])
+    requests = [Request(case, layer, t, c, n) for t, c, n in zip(table, contexts, sizes, strict=True)]
+    described = metadata(layer, list(sizes), [c + n for c, n in zip(contexts, sizes, strict=True)], table)
+    firsts = described.query_start_loc.tolist()
+    query = torch.cat([r.query for r in requests])
+    stock = forward(layer, query, described)
+    attach(described, [masked(t, contexts[i], i, firsts[i]) for i, t in trees.items()], whole_batch=False)
+    found = forward(layer, query, described)
+    for i, request in enumerate(requests):
+        rows = slice(firsts[i], firsts[i + 1])
+        expected = request.expected(masked(trees.get(i) or Tree.chain(range(sizes[i] - 1)), contexts[i]))
+        assert error(found[rows], expected) < TOLERANCE[case.dtype]
+        assert (i in trees) != (error(found[rows], stock[rows]) < TOLERANCE[case.dtype])
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16", "window"])
+def test_a_level_of_beams_sees_earlier_levels(name: str) -> None:
+    case, context, k = CASES[name], 120, 4
+    sources = torch.tensor([[0, 0, 0, 0], [1, 0, 1, 3], [2, 2, 0, 1]])
+    visible = torch.eye(k, dtype=torch.bool)
+    for depth in range(3):
+        tail = (depth + 1) * k
+        if depth:
+            visible = torch.cat([visible[sources[depth]], torch.eye(k, dtype=torch.bool)], 1)
+        table = blocks_for(case, context, tail)
+        layer = case.layer(len(table) + 4)
+        enable([layer])
+        request = Request(case, layer, table, context, k, tail)
+        described = metadata(layer, [k], [context + tail], table[None])
+        rows = MaskedRows(0, 0, context, visible, torch.arange(3).repeat_interleave(k)[:tail])
+        attach(described, [rows], whole_batch=True)
+        assert error(forward(layer, request.query, described), request.expected(rows)) < TOLERANCE[case.dtype]
+
+
+def test_without_trees_the_stock_kernel_runs() -> None:
+    request, described = single(Case(), 90, TREE)
+    found = forward(request.layer, request.query, described)
+    request.layer.impl.__class__ = TreeCPUAttentionImpl.__mro__[1]
+    assert torch.equal(found, forward(request.layer, request.query, described))
+    assert request.layer.impl.forward(request.layer, *[None] * 5, output=found) is found  # warming up
+
+
+def test_only_the_layers_given_change() -> None:
+    layers = [Case().layer(2) for _ in range(2)]
+    enable(layers[:1])
+    enable(layers[:1])
+    assert [isinstance(layer.impl, TreeCPUAttentionImpl) for layer in layers] == [True, False]
+    assert unsupported(layers[0]) is None
+
+
+def test_what_cannot_carry_trees_says_why() -> None:
+    layer = Case(impl={"attn_type": "encoder_only"}).layer(2)
+    assert "encoder_only" in unsupported(layer)
+    layer.impl = object()
+    assert "object" in unsupported(layer)
+    with pytest.raises(TypeError, match="object"):
+        enable([layer])
+
+
+def test_rows_that_are_no_path_are_refused() -> None:
+    request, described = single(Case(), 90, TREE)
+    rows = masked(TREE, 90)
+    attach(described, [replace(rows, visible=torch.ones(17, 17).bool())], whole_batch=True)
+    with pytest.raises(ValueError, match="no path"):
+        forward(request.layer, request.query, described)
