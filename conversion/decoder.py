@@ -65,6 +65,7 @@ def decoder_flags(
     kv_heads = k.shape[0] // head_dim
     if described.get("num_key_value_heads") not in (None, kv_heads):
         intake.note(f"config.json says {described.get('num_key_value_heads')} kv heads; k_proj has {kv_heads}, used")
+    _note_windows(intake, described)
     target_length = getattr(target.config, "max_position_embeddings", 0) or 2048
     own_length = described.number("max_position_embeddings") or described.number("max_sequence_length") or 0
     return {
@@ -81,6 +82,16 @@ def decoder_flags(
         "mlp_bias": "layers.0.mlp.gate_proj.bias" in taken,
         "qk_norm": "layers.0.self_attn.q_norm.weight" in taken,
     }
+
+
+def _note_windows(intake: Intake, described: Described) -> None:
+    """speculators trains within a sliding window; what we write attends to everything before it."""
+    kinds, window = described.get("layer_types"), described.get("sliding_window")
+    if isinstance(kinds, list) and "sliding_attention" in kinds:
+        intake.note(
+            f"trained to attend within {window} tokens (layer_types in {described.where}); the written head attends to "
+            "all before it: the same up to that length, drafts may be worse behind it"
+        )
 
 
 def _heads(described: Described, q_rows: int, k_rows: int, width: int) -> tuple[int, int]:

@@ -142,6 +142,26 @@ def test_rows_that_torchspec_took_at_offsets_are_refused(target_for, tmp_path):
         convert(made.trained, str(made.target.folder), tmp_path / "again")
 
 
+def test_a_modelopt_head_that_never_sees_a_token_is_refused(target_for, tmp_path):
+    """Its Hugging Face plugin without aux hidden states, since those heads lost their fc."""
+    made = make("modelopt: EAGLE-1", target_for, tmp_path)
+    state = load_file(made.trained / "model.safetensors")
+    del state["fc.weight"]
+    save_file(state, made.trained / "model.safetensors")
+    with pytest.raises(HeadError, match="never lets such a head see the token"):
+        convert(made.trained, str(made.target.folder), tmp_path / "again")
+
+
+@pytest.mark.parametrize(("kind", "noted"), [("sliding_attention", True), ("full_attention", False)])
+def test_a_window_that_speculators_trained_within_is_noted(kind, noted, target_for, tmp_path):
+    """The config of a target copied into a head's names a window too, which no layer has then."""
+    made = make("speculators-eagle3", target_for, tmp_path)
+    layers = json.loads((made.trained / "config.json").read_text())["transformer_layer_config"]
+    _edit(made.trained, transformer_layer_config={**layers, "layer_types": [kind], "sliding_window": 2048})
+    done = convert(made.trained, str(made.target.folder), tmp_path / "again")
+    assert any("attend within 2048 tokens" in note for note in done.reading.notes) is noted
+
+
 def _edit(folder, **changed):
     described = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**described, **changed}))

@@ -1,18 +1,24 @@
 """NVIDIA ModelOpt exports (`nvidia/*-Eagle3*`): `layers.0.*`, flags in a nested `eagle_config`.
 
 Layer ids come from a set, in any order, and releases differ in how they count them, so a list that both
-countings fit must be decided by the user. Releases have left them out that were not trained on the default. Heads without aux hidden states read the target's last one.
+countings fit must be decided by the user. Releases have left them out that were not trained on the default.
+
+Heads without aux hidden states read the target's last one. The Megatron plugin's have their attention widened, and
+no fc. The Hugging Face plugin's were EAGLE-1 with an input norm and a final norm, what is in front of which is fed
+back; since they lost their fc, they never see a token, and nothing can serve them.
 """
 
 from __future__ import annotations
 
 from ...errors import HeadError
 from ..aux_layers import KEY
+from ..eagle import EagleMeaning, read_eagle
 from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
 from ..source import Source
 from ..target import Target
+from .safeailab import eagle_layout
 
 _MARKS = ("use_aux_hidden_state", "use_input_layernorm_in_first_layer", "use_last_layernorm", "parallel_draft_step")
 
@@ -22,11 +28,14 @@ _NORM_FLAGS = {"use_last_layernorm": "norm", "use_input_layernorm_in_first_layer
 
 def recognise(source: Source) -> Evidence | None:
     q, o = source.shape("layers.0.self_attn.q_proj.weight"), source.shape("layers.0.self_attn.o_proj.weight")
-    if len(q) != 2 or len(o) != 2 or q[1] != 2 * o[0]:
+    if len(q) != 2 or len(o) != 2:
         return None
-    points = ["tensors layers.0.*, its attention widened to [embed, hidden]"]
     nested = source.config.inside("eagle_config")
     marks = [key for key in _MARKS if nested.get(key) is not None]
+    widened = q[1] == 2 * o[0]
+    if not widened and not marks:
+        return None
+    points = [f"tensors layers.0.*, its attention {'widened to [embed, hidden]' if widened else 'not widened'}"]
     if marks:
         points.append(f"eagle_config has {', '.join(marks)}")
     named = source.config.architecture.startswith("LlamaForCausalLMEagle3")
@@ -44,6 +53,8 @@ def read(source: Source, target: Target, options: Options) -> Reading:
             "One token after another is what vLLM drafts with EAGLE-3 heads",
             "Export it with parallel_draft_step 1",
         )
+    if nested.flag("use_aux_hidden_state") is False and not _widened(source):
+        return _read_plain(source, target, options)
     if nested.flag("use_aux_hidden_state") is True and not source.has("fc.weight"):
         raise HeadError(
             "eagle_config says use_aux_hidden_state is true, and fc.weight is missing",
@@ -62,6 +73,24 @@ def read(source: Source, target: Target, options: Options) -> Reading:
         optional.append("hidden_norm")  # newer exporters leave it out there
     meaning = Eagle3Meaning(convention=None, optional_norms=tuple(optional), unordered_ids=True)
     return read_eagle3(source, target, options, meaning)
+
+
+def _widened(source: Source) -> bool:
+    q, o = (source.tensors[f"layers.0.self_attn.{n}_proj.weight"].shape for n in "qo")
+    return q[1] == 2 * o[0]
+
+
+def _read_plain(source: Source, target: Target, options: Options) -> Reading:
+    """What the Hugging Face plugin trains without aux hidden states: EAGLE-1, later nothing that can be served."""
+    if not eagle_layout(source):
+        raise HeadError(
+            "eagle_config says use_aux_hidden_state is false, there is no fc over [embed, hidden], and the attention "
+            "is not widened",
+            "ModelOpt's Hugging Face plugin never lets such a head see the token it drafts behind, as every EAGLE "
+            "head must",
+            "Train it with use_aux_hidden_state true",
+        )
+    return read_eagle(source, target, options, EagleMeaning(feedback="pre_norm"))
 
 
 READERS = (Reader("modelopt", "NVIDIA ModelOpt EAGLE-3 (layers.0, eagle_config)", recognise, read, EAGLE3_OPTIONS),)

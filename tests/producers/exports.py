@@ -69,6 +69,12 @@ def modelopt_no_aux(head: ReferenceHead, folder: Path) -> None:
     save_config(modelopt_config(head, [], use_aux_hidden_state=False), folder)
 
 
+def modelopt_eagle1(head: ReferenceHead, folder: Path) -> None:
+    """Earlier Hugging Face plugins without aux hidden states: EAGLE-1 in all but the config."""
+    save_safetensors(state_of(head), folder)
+    save_config(modelopt_config(head, [], use_aux_hidden_state=False), folder)
+
+
 def modelopt_no_norm(head: ReferenceHead, folder: Path) -> None:
     """`use_last_layernorm: false`: there is no norm."""
     assert isinstance(head.config, Eagle3Config)
@@ -187,6 +193,7 @@ FIXTURES = {
     "modelopt: vLLM's count": Fixture("modelopt", write=modelopt_boundary, same_as=_SERVED, **_REDUCED),
     "modelopt: target's lm_head": Fixture("modelopt", "eagle3-default-shared", modelopt_shared, layers=DEEP),
     "modelopt: no aux": Fixture("modelopt", "eagle3-no-aux", modelopt_no_aux),
+    "modelopt: EAGLE-1": Fixture("modelopt", "eagle-input-norm", modelopt_eagle1),
     "modelopt: no last norm": Fixture(
         "modelopt", "eagle3-default-no-norm", modelopt_no_norm, layers=DEEP, same_as="specforge: norm_output false"
     ),

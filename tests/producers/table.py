@@ -84,7 +84,7 @@ FACTS = {
     ),
     "modelopt": (
         "layer ids from a set, in either count, nested; flags that leave out norms; RoPE base in `rope_scaling`; "
-        "heads without fc",
+        "heads without fc; EAGLE-1 under the name of EAGLE-3",
         "reads layers off by one, without a word, or on CUDA the default ones (ids are nested: from its source)",
     ),
     "vllm-eagle3": (
