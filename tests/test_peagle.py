@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from vllm_eagle_plugin.conversion import convert
+from vllm_eagle_plugin.conversion.doctor import diagnose
+from vllm_eagle_plugin.conversion.verify import verify
 
 from vllm_eagle_plugin import record
 from vllm_eagle_plugin.configs import Eagle3Config
@@ -92,3 +94,22 @@ def test_a_mask_without_its_token_is_refused(made, tmp_path):
     with pytest.raises(HeadError, match="mask_token_id is None"):
         convert(broken, str(folder / "target"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("plain", [False, True])
+def test_verify_compares_all_drafts_of_one_pass(plain, made, tmp_path):
+    folder, *_ = made
+    done = convert(folder / "head", str(folder / "target"), tmp_path / "out")
+    found = verify(folder / "head", str(folder / "target"), done.output, plain=plain)
+    assert found.passed, found.why
+    assert len(found.figures["logits"]) == K
+    assert found.figures["positions"] >= 200
+
+
+def test_doctor_measures_chains_of_one_pass(made):
+    """A random head agrees with nothing, and is told so."""
+    folder, *_ = made
+    found = diagnose(folder / "head", str(folder / "target"))
+    assert found.kind == "beyond-repair"
+    assert len(found.outcome.best.measured().per_depth) == 4

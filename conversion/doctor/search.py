@@ -164,6 +164,8 @@ class Search:
         """Two changes at once, where none alone helps: screened on a few first drafts, the best measured whole."""
         lists = []
         for first in near:
+            if not first.changes:  # back to the reading that the search began with
+                continue
             change = first.changes[-1]
             if change.family in _ALONE or first.reads != "last":
                 continue
