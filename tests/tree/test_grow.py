@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_eagle_plugin.tree.config import Shape
-from vllm_eagle_plugin.tree.grow import CHUNK, Drawn, Growth, best, select
+from vllm_eagle_plugin.tree.grow import Drawn, Growth, extent, select
+from vllm_eagle_plugin.tree.topk import CHUNK, best
 
 
 class Language:
@@ -47,7 +48,7 @@ def grown(language: Language, shape: Shape, batch: int, levels: int | None = Non
                 assert path[:-1] == before[b][source]
         before = paths
         growth.extend(torch.stack([torch.stack([language(b, p) for p in paths[b]]) for b in range(batch)]))
-    assert tail.shape[1] <= shape.nodes if rows else True
+    assert sum(growth.widths) <= shape.nodes
     return growth
 
 
@@ -67,6 +68,7 @@ def test_a_dynamic_tree_by_hand():
     growth.start(log(0.1, 0.5, 0.4, 0.0)[None])
     beams = growth.beams()
     assert beams.tokens.tolist() == [[1, 2]]
+    torch.testing.assert_close(beams.scores.exp(), torch.tensor([[0.5, 0.4]]))
     assert beams.sources.tolist() == [[0, 0]]
     assert beams.visible.tolist() == [[[True, False], [False, True]]]
     assert beams.depth == 1
@@ -127,6 +129,15 @@ def test_levels_and_budgets_limit_each_request_by_itself():
     assert grown(Language(50, 4), Shape("dynamic", 16, 4, 4), 4, levels=2).depth == 2
 
 
+def test_a_request_that_may_draft_only_a_chain_gets_its_chain():
+    language = Language(50, 4)
+    growth = grown(language, Shape("dynamic", 16, 4, 4), 2)
+    tree, chain = select(growth.candidates(), [16, 16], chains=[False, True])
+    assert len(tree.tree) == 16
+    assert chain.tree.is_chain
+    assert chain.tree.tokens == language.chain(1, 4)
+
+
 def test_tokens_outside_the_draft_vocabulary_are_never_drafted():
     growth = Growth(Shape("dynamic", 8, 2, 4), 2)
     silent = torch.full((2, 9), -torch.inf)
@@ -172,6 +183,10 @@ def test_every_tree(shape: Shape, batch: int, vocabulary: int, seed: int, sharpn
     budgets = data.draw(st.lists(st.integers(0, shape.nodes), min_size=batch, max_size=batch))
     growth = grown(language, shape, batch)
     assert growth.depth == shape.depth
+    if vocabulary >= 5:  # else nodes have fewer children than asked for
+        sizes, widths = extent(shape)
+        assert growth.widths == widths
+        assert len(select(growth.candidates(), [shape.nodes] * batch)[0].tree) == sizes[-1]
     for b, drawn in enumerate(select(growth.candidates(), budgets)):
         tree = drawn.tree
         found = paths(drawn)

@@ -38,8 +38,8 @@ def shifted(probability: ArrayLike, shift: ArrayLike) -> Array:
 class Shifts:
     """Shifts in log-odds, one a cell, each from the trials counted in its cell.
 
-    A cell starts as if it had seen `prior` trials that turned out as expected. Its counts fade, so that it weighs
-    its last `memory` trials or so.
+    A cell starts as if it had seen `prior` trials that turned out as expected. Counts fade, by half in 0.7
+    `memory` steps whether a cell is tried or not: what is never drafted any more is given another chance.
     """
 
     def __init__(self, shape: tuple[int, ...], prior: float, memory: float):
@@ -48,13 +48,10 @@ class Shifts:
         self.trials, self.hits, self.expected = (np.zeros(shape) for _ in range(3))
 
     def add(self, cells: tuple[NDArray[np.int64], ...], expected: Array, hits: Array) -> None:
-        """Count trials: `cells` index this table, `expected` probabilities, `hits` 0 or 1, all [n]."""
-        new = np.zeros_like(self.trials)
-        np.add.at(new, cells, 1)
-        fade = self.fading**new
-        for counts, more in ((self.trials, None), (self.hits, hits), (self.expected, expected)):
-            counts *= fade
-            np.add.at(counts, cells, 1 if more is None else more)
+        """Count a step's trials: `cells` index this table, `expected` probabilities, `hits` 0 or 1, all [n]."""
+        for counts, more in ((self.trials, 1.0), (self.hits, hits), (self.expected, expected)):
+            counts *= self.fading
+            np.add.at(counts, cells, more)
 
     def values(self) -> Array:
         """The shift of every cell."""
@@ -139,7 +136,7 @@ def _odds(probability: float) -> float:
 class Calibration:
     """P(draft accepted | the one it continues accepted), learned from verified trees."""
 
-    def __init__(self, depth: int, prior: float = 6.0, memory: float = 4000.0):
+    def __init__(self, depth: int, prior: float = 6.0, memory: float = 2000.0):
         self._claims = Shifts((2, len(EDGES) + 1), prior, memory)
         self._depths = Shifts((depth + 1, 2), prior, memory)
         self._paces: dict[str, Pace] = {}
@@ -164,6 +161,13 @@ class Calibration:
         # No draft is likelier than a better one beside it, and one of them at most is accepted.
         found = torch.nn.functional.logsigmoid(odds).cummin(-1).values
         return found - found.logsumexp(-1, keepdim=True).clamp(min=0)
+
+    def expected(self, claim: float, depth: int, requests: Sequence[str]) -> Array:
+        """[B, depth] probability that a first choice claimed with `claim` is accepted, for each request and depth."""
+        self.learn()
+        by_claim = self._claims.values()[0, np.searchsorted(EDGES, log_odds(claim), side="right")]
+        by_depth = self._depths.values()[np.minimum(np.arange(1, depth + 1), len(self._depths.trials) - 1), 0]
+        return shifted(claim, by_claim + by_depth + np.array([[self.shift(r)] for r in requests]))
 
     def scorer(self, requests: Sequence[str]) -> Scorer:
         """What scores a growth of these requests' trees by the probability that nodes are accepted."""

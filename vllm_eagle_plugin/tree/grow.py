@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from .config import Shape
+from .topk import best
 from .tree import Tree
-
-#: Logits that one maximum stands for where the best few of a vocabulary are looked for.
-CHUNK = 128
 
 #: (log-probabilities [..., n] that the head gives the n best continuations of a node, best first; their depth) to
 #: what to score them by; never above 0, so that no node outscores the one it continues.
@@ -34,6 +32,8 @@ class Beams:
     visible: Tensor
     #: Edges between the root and these beams.
     depth: int
+    #: [B, k] scores of their paths, as in `Candidates`.
+    scores: Tensor
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,10 @@ class Growth:
         self.batch = batch
         self.levels = min(shape.depth, levels or shape.depth)
         self.scorer = scorer
+        #: Beams of a request that each level so far was drafted from, behind the root.
+        self.widths: list[int] = []
         self._levels: list[Candidates] = []
         self._total = 0
-        self._rows = 0
         #: Of the beams drafted from last: their place among all candidates, their scores and what they see.
         self._at = self._scores = self._visible = torch.empty(0)
         self._beams: Beams | None = None
@@ -107,6 +108,7 @@ class Growth:
 
     def extend(self, logprobs: Tensor) -> None:
         """Takes the head's log-probabilities [B, k, V] at the beams."""
+        self.widths.append(logprobs.shape[1])
         self._add(logprobs)
         self._beams = None
 
@@ -125,8 +127,7 @@ class Growth:
     def _add(self, logprobs: Tensor) -> None:
         """Adds the children of the beams [B, k], whose log-probabilities are [B, k, V]."""
         shape = self.shape
-        children = shape.branches[self.depth] if shape.kind == "static" else shape.top_k
-        claims, tokens = best(logprobs, min(children, logprobs.shape[-1]))
+        claims, tokens = best(logprobs, min(children(shape, self.depth), logprobs.shape[-1]))
         # A head that says NaN says nothing: its node gets no children.
         claims = claims.float().nan_to_num(nan=-torch.inf, neginf=-torch.inf).clamp(max=0)
         scores = self._scores[..., None] + (self.scorer(claims, self.depth + 1) if self.scorer else claims)
@@ -139,58 +140,72 @@ class Growth:
         self._total += level.tokens.shape[1]
 
     def _next_beams(self) -> Beams:
-        shape, level = self.shape, self._levels[-1]
+        level, before = self._levels[-1], sum(self.widths)
         found = level.tokens.shape[1]
-        # Each beam leaves a key in one of the slots that vLLM grants, one a node; each later level needs one too.
-        k = min(found, shape.top_k, shape.nodes - self._rows - (shape.depth - 1 - self.depth))
+        k = width(self.shape, found, self.depth, before)
         picked = level.scores.masked_fill(level.on_chain, torch.inf).topk(k, -1).indices
         sources = picked // (found // self._visible.shape[1])
-        above = self._visible.gather(1, sources[..., None].expand(-1, -1, self._rows))
+        above = self._visible.gather(1, sources[..., None].expand(-1, -1, before))
         itself = torch.eye(k, dtype=torch.bool, device=picked.device).expand(self.batch, k, k)
-        self._rows += k
         self._at = picked + self._total - found
         self._scores = level.scores.gather(1, picked)
         self._visible = torch.cat([above, itself], -1)
-        return Beams(level.tokens.gather(1, picked), sources, self._visible, self.depth)
+        return Beams(level.tokens.gather(1, picked), sources, self._visible, self.depth, self._scores)
 
 
-def best(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest of the last dimension, highest first, and their indices; `torch.topk`, faster for a vocabulary.
+def children(shape: Shape, depth: int) -> int:
+    """How many continuations a node at `depth` is given."""
+    return shape.branches[depth] if shape.kind == "static" else shape.top_k
 
-    The k highest stand in the k chunks whose maxima are highest. Finding those takes one vectorised pass, where
-    topk on a CPU sorts: six times as fast for 150,000 logits.
-    """
-    size = values.shape[-1]
-    chunks = size // CHUNK
-    if chunks <= 4 * k:
-        found = values.topk(k, -1)
-        return found.values, found.indices
-    maxima = values[..., : chunks * CHUNK].unflatten(-1, (chunks, CHUNK)).amax(-1)
-    starts = maxima.topk(k, -1).indices * CHUNK
-    at = (starts[..., None] + torch.arange(CHUNK, device=values.device)).flatten(-2)
-    rest = torch.arange(chunks * CHUNK, size, device=values.device).expand(*at.shape[:-1], -1)
-    at = torch.cat([at, rest], -1)
-    found = values.gather(-1, at).topk(k, -1)
-    return found.values, at.gather(-1, found.indices)
+
+def width(shape: Shape, found: int, depth: int, before: int) -> int:
+    """Beams to draft from at `depth`, of `found` nodes there, `before` beams having been drafted from."""
+    # Each beam leaves a key in one of the slots that vLLM grants, one a node; each later level needs one too.
+    return min(found, shape.top_k, shape.nodes - before - (shape.depth - 1 - depth))
+
+
+def extent(shape: Shape) -> tuple[list[int], list[int]]:
+    """For 0 to all levels, how many nodes a tree has that is cut there; for each level but the last, its beams."""
+    sizes, k = [0], 1
+    widths: list[int] = []
+    for depth in range(shape.depth):
+        found = k * children(shape, depth)
+        sizes.append(min(shape.nodes, sizes[-1] + found))
+        if depth + 1 < shape.depth:
+            k = width(shape, found, depth + 1, sum(widths))
+            widths.append(k)
+    return sizes, widths
+
+
+def drawable(
+    candidates: Candidates, levels: Sequence[int] | None = None, chains: Sequence[bool] | None = None
+) -> Tensor:
+    """The candidates' scores [B, C], -inf for those deeper than a request's levels or off the chain of one that
+    may draft only a chain."""
+    scores = candidates.scores
+    if levels is not None:
+        limits = torch.tensor(list(levels), device=scores.device)[:, None]
+        scores = scores.masked_fill(candidates.depths > limits, -torch.inf)
+    if chains is not None and any(chains):
+        only = torch.tensor(list(chains), device=scores.device)[:, None]
+        scores = scores.masked_fill(only & ~candidates.on_chain, -torch.inf)
+    return scores
 
 
 def select(
     candidates: Candidates,
     budgets: Sequence[int],
     levels: Sequence[int] | None = None,
+    chains: Sequence[bool] | None = None,
     keep_chain: bool = True,
 ) -> list[Drawn]:
-    """The tree of each request: its `budgets[b]` best candidates, best first, at most `levels[b]` deep.
+    """The tree of each request: its `budgets[b]` best candidates, best first, of those `drawable`.
 
     Best first makes every cut-off prefix the best tree of its size. `keep_chain` puts the greedy chain in, as far
     as it is scored and if it fits as a whole, so that no tree drafts less than the chain it replaces.
     """
-    scores = candidates.scores
-    if levels is not None:
-        limits = torch.tensor(list(levels), device=scores.device)[:, None]
-        scores = scores.masked_fill(candidates.depths > limits, -torch.inf)
     # Stable: of equal scores the earlier candidate first, and parents stand before their children.
-    ranked = scores.sort(dim=-1, descending=True, stable=True)
+    ranked = drawable(candidates, levels, chains).sort(dim=-1, descending=True, stable=True)
     on_chain = candidates.on_chain.gather(1, ranked.indices)
     ordered = [t.gather(1, ranked.indices).tolist() for t in (candidates.tokens, candidates.parents)]
     claims = candidates.logprobs.exp().gather(1, ranked.indices).tolist()
@@ -205,18 +220,18 @@ def select(
         strict=True,
     )
     drawn = []
-    for budget, order, drawable, chain, tokens, parents, claimed, reached in columns:
-        kept = _kept(budget, drawable, chain if keep_chain else [])
+    for budget, order, usable, chain, tokens, parents, claimed, reached in columns:
+        kept = _kept(budget, usable, chain if keep_chain else [])
         node = {-1: 0, **{order[i]: n for n, i in enumerate(kept, 1)}}
         tree = Tree(tuple(tokens[i] for i in kept), tuple(node[parents[i]] for i in kept))
         drawn.append(Drawn(tree, tuple(claimed[i] for i in kept), tuple(reached[i] for i in kept)))
     return drawn
 
 
-def _kept(budget: int, drawable: int, chain: list[bool]) -> list[int]:
-    """Which ranks to keep: the first `budget` of the drawable ones, the last making room for what the chain lacks."""
-    kept = list(range(min(budget, drawable)))
-    missing = [i for i in range(len(kept), drawable) if i < len(chain) and chain[i]]
+def _kept(budget: int, usable: int, chain: list[bool]) -> list[int]:
+    """Which ranks to keep: the first `budget` of the usable ones, the last making room for what the chain lacks."""
+    kept = list(range(min(budget, usable)))
+    missing = [i for i in range(len(kept), usable) if i < len(chain) and chain[i]]
     inside = sum(chain[: len(kept)])
     if not missing or inside + len(missing) > budget:
         return kept
