@@ -3,56 +3,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from .cli import (
-    AsJson,
-    AuxConvention,
-    AuxIds,
-    Config,
-    D2t,
-    Drop,
-    Embedding,
-    FcOrder,
-    Flags,
-    Head,
-    Producer,
-    Revision,
-    RopeTheta,
-    TargetOption,
-    TokenMap,
-    TokenPairing,
-    gather_options,
-)  # fmt: skip
+from .cli_options import AsJson, Config, Head, Revision, TargetOption, with_reading_options
 
 Prompts = Annotated[
     Path | None, typer.Option(help="File of prompts (JSON lines or text); default: the target writes its own.")
 ]
 
 
+@with_reading_options
 def doctor(
     head: Head,
     target: TargetOption,
+    options: Any,
     also_target: Annotated[
         list[str] | None, typer.Option(help="Another target that it may be a head for. Repeatable.")
     ] = None,
     prompts: Prompts = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the table too: a .png or .svg.")] = None,
-    producer: Producer = None,
-    token_pairing: TokenPairing = None,
-    aux_ids: AuxIds = None,
-    aux_ids_convention: AuxConvention = None,
-    rope_theta: RopeTheta = None,
-    d2t: D2t = None,
-    fc_order: FcOrder = None,
-    embedding: Embedding = None,
-    token_map: TokenMap = None,
-    drop: Drop = None,
-    flags: Flags = None,
     config: Config = None,
     revision: Revision = None,
     as_json: AsJson = False,
@@ -61,10 +35,6 @@ def doctor(
     from .doctor import diagnose
     from .doctor.report import check_plot, draw, show
 
-    options = gather_options(
-        flags, drop, aux_ids, producer=producer, token_pairing=token_pairing, aux_ids_convention=aux_ids_convention,
-        rope_theta=rope_theta, d2t=d2t, fc_order=fc_order, embedding=embedding, token_map=token_map,
-    )  # fmt: skip
     check_plot(plot)
     progress = Console(stderr=True)
     with progress.status("reading the head") as status:
@@ -81,23 +51,14 @@ def doctor(
         raise typer.Exit(1)
 
 
+@with_reading_options
 def verify(
     head: Head,
     target: TargetOption,
     converted: Annotated[Path, typer.Option(help="The folder that `convert` wrote.")],
+    options: Any,
     prompts: Prompts = None,
     plain: Annotated[bool, typer.Option("--plain", help="In torch alone, also where vLLM is installed.")] = False,
-    producer: Producer = None,
-    token_pairing: TokenPairing = None,
-    aux_ids: AuxIds = None,
-    aux_ids_convention: AuxConvention = None,
-    rope_theta: RopeTheta = None,
-    d2t: D2t = None,
-    fc_order: FcOrder = None,
-    embedding: Embedding = None,
-    token_map: TokenMap = None,
-    drop: Drop = None,
-    flags: Flags = None,
     config: Config = None,
     revision: Revision = None,
     dtype: Annotated[str | None, typer.Option(help="The dtype it was converted to, if one was given.")] = None,
@@ -110,10 +71,7 @@ def verify(
     from .verify import verify as run
     from .verify.check import sentence
 
-    options = gather_options(
-        flags, drop, aux_ids, producer=producer, token_pairing=token_pairing, aux_ids_convention=aux_ids_convention,
-        rope_theta=rope_theta, d2t=d2t, fc_order=fc_order, embedding=embedding, token_map=token_map, dtype=dtype,
-    )  # fmt: skip
+    options = replace(options, dtype=dtype)
     with Console(stderr=True).status("verifying"):
         found = run(head, target, converted, options, prompts, config, revision, plain)
     if as_json:
