@@ -20,7 +20,7 @@ if torch.cpu._is_amx_tile_supported():
 FP8 = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Case:
     """An attention layer's shape, and how its keys are kept."""
 
@@ -35,7 +35,9 @@ class Case:
     sinks: bool = False
     alibi: bool = False
     isa: str | None = None
-    spare: int = 0
+    #: Blocks behind the cache in its allocation: other layers', and room for trees.
+    between: int = 0
+    room: int = 0
     impl: dict[str, Any] = field(default_factory=dict)
 
     def layer(self, blocks: int) -> Any:
@@ -59,10 +61,11 @@ class Case:
             cpu_attn.get_current_vllm_config = before
         kept = torch.uint8 if self.kv_dtype in FP8 else self.dtype
         # Not NaN: the stock kernel multiplies what stands in a used block's free slots by zero.
+        blocks += self.between + self.room
         cache = torch.randint(100, 120, (blocks, self.kv_heads, self.block_size, 2 * self.head_dim)).to(kept)
         return SimpleNamespace(
             impl=impl,
-            kv_cache=cache,
+            kv_cache=cache[: blocks - self.between - self.room],
             isa=self.isa or _get_attn_isa(self.dtype, self.block_size, self.head_dim, self.kv_dtype),
             dtype=self.dtype,
             _k_scale_float=0.5 if self.kv_dtype in FP8 else 1.0,

@@ -6,7 +6,7 @@ call by making them short there; what it leaves in their rows is overwritten.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,9 +17,10 @@ from vllm import envs
 from vllm.v1.attention.backend import AttentionType
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl, CPUAttentionMetadata
 
-from .attention import Masked, attached
-from .expansion import Call, calls
+from .attention import Masked, MaskedRows, attached
+from .expansion import Call, branches, calls
 from .kv_layout import LayoutError, elements, flat, layout_of
+from .room import Room, room_behind, room_in
 
 #: Below this many rows, the kernel for matrix tiles computes a branch faster as a request for each row.
 SINGLY = {"amx": 4}
@@ -40,13 +41,18 @@ def unsupported(layer: Any) -> str | None:
     return None
 
 
-def enable(layers: Iterable[Any]) -> None:
-    """Make these layers heed `attach`. Only they change: other engines of the process are left alone."""
+def enable(layers: Iterable[Any], room: int = 0) -> None:
+    """Make these layers heed `attach`. Only they change: other engines of the process are left alone.
+
+    room: bytes at the end of the allocation that their caches are in, see `room`. Without any, trees are computed
+    on copies of their requests' caches, which is slower.
+    """
     for layer in layers:
         if type(layer.impl) is CPUAttentionBackendImpl:
             layer.impl.__class__ = TreeCPUAttentionImpl
         elif not isinstance(layer.impl, TreeCPUAttentionImpl):
             raise TypeError(f"{type(layer.impl).__name__} cannot carry trees: {unsupported(layer)}")
+        layer.impl.room = room
 
 
 @dataclass(frozen=True)
@@ -55,14 +61,19 @@ class Work:
 
     #: Metadata of the requests without trees; None if there are none.
     others: CPUAttentionMetadata | None
-    #: Blocks of the cache that trees need, in the numbering of the calls: a copy of them starts the scratch cache.
-    blocks: Tensor
-    own: int
+    #: Some branch has blocks of its own.
+    owns: bool
+    #: Without room: a scratch cache, and the blocks [n] of the cache that it begins with copies of.
+    scratch: Room | None
+    copied: Tensor | None
+    #: Calls, their metadata, and where in the cache and in the branches' blocks the elements to copy stand.
     trees: tuple[tuple[Call, CPUAttentionMetadata, Tensor, Tensor], ...]
 
 
 class TreeCPUAttentionImpl(CPUAttentionBackendImpl):
     """vLLM's CPU attention that heeds `attach`."""
+
+    room: int
 
     def forward(
         self,
@@ -82,13 +93,17 @@ class TreeCPUAttentionImpl(CPUAttentionBackendImpl):
         work = self._work(layer, query, kv_cache, attn_metadata, masked)
         if work.others is not None:
             super().forward(layer, query, key, value, kv_cache, work.others, output, *args, **kwargs)
-        cache = scratch(kv_cache, len(work.blocks) + work.own)
-        torch.index_select(kv_cache, 0, work.blocks, out=cache[: len(work.blocks)])
-        everything = flat(cache)
+        if work.scratch is not None and work.copied is not None:
+            torch.index_select(kv_cache, 0, work.copied, out=work.scratch.cache)
+        room = work.scratch or (room_behind(kv_cache, self.room) if work.owns else None)
         for call, metadata, source, destination in work.trees:
-            for block, first, number in call.copies:
-                cache[first : first + number] = cache[block]
-            everything.index_copy_(0, destination, everything.index_select(0, source))
+            cache = kv_cache
+            if room is not None:
+                cache = room.both
+                for block, first, number in call.copies:
+                    room.own[first : first + number] = room.cache[block]
+                flat(room.own).index_copy_(0, destination, flat(room.cache).index_select(0, source))
+                metadata.block_table = torch.add(call.block_table, call.owned, alpha=room.first)
             rows = query.index_select(0, call.rows)
             computed = torch.empty_like(rows)
             super().forward(layer, rows, key, value, cache, metadata, computed, *args, **kwargs)
@@ -108,29 +123,29 @@ class TreeCPUAttentionImpl(CPUAttentionBackendImpl):
     def _plan(
         self, layer: Any, query: Tensor, kv_cache: Tensor, metadata: CPUAttentionMetadata, masked: Masked
     ) -> Work:
-        size = kv_cache.shape[2]
-        reach = [-(-(r.context + r.visible.shape[1]) // size) for r in masked.rows]
-        needed = torch.cat([metadata.block_table[r.request, :n] for r, n in zip(masked.rows, reach, strict=True)])
-        blocks, numbers = needed.long().unique(return_inverse=True)
-        table = torch.zeros_like(metadata.block_table)
-        for r, n, mine in zip(masked.rows, reach, numbers.split(reach), strict=True):
-            table[r.request, :n] = mine
-        own = len(blocks)
-        room = sum(2 * len(r) for r in masked.rows)
-        planned = calls(masked.rows, table, size, own, room, SINGLY.get(layer.isa, 0))
-        layout, like = layout_of(layer), scratch(kv_cache, own + room)
+        size, singly = kv_cache.shape[2], SINGLY.get(layer.isa, 0)
+        needed = sum(branch.blocks(size) for rows in masked.rows for branch in branches(rows))
+        table, copied, scratch, own = metadata.block_table, None, None, kv_cache
+        if needed and self.room:
+            own = room_behind(kv_cache, self.room).own
+        elif needed:
+            table, copied = compact(masked.rows, table, size)
+            scratch = room_in(scratch_like(kv_cache, len(copied) + needed), len(copied))
+            own = scratch.own
+        layout, cache = layout_of(layer), kv_cache if scratch is None else scratch.cache
         return Work(
             others=None if masked.whole_batch else self._others(layer, query, metadata, masked),
-            blocks=blocks,
-            own=room,
+            owns=needed > 0,
+            scratch=scratch,
+            copied=copied,
             trees=tuple(
                 (
                     call,
                     self._metadata(layer, query, metadata, call),
-                    elements(layout, like, call.source).flatten(),
-                    elements(layout, like, call.destination).flatten(),
+                    elements(layout, cache, call.source).flatten(),
+                    elements(layout, own, call.destination).flatten(),
                 )
-                for call in planned
+                for call in calls(masked.rows, table, size, len(own), singly)
             ),
         )
 
@@ -172,10 +187,21 @@ class TreeCPUAttentionImpl(CPUAttentionBackendImpl):
         )
 
 
+def compact(rows: Sequence[MaskedRows], table: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The block table with the blocks that these requests need numbered from 0, and those blocks [n]."""
+    reach = [-(-(r.context + r.visible.shape[1]) // size) for r in rows]
+    needed = torch.cat([table[r.request, :n] for r, n in zip(rows, reach, strict=True)])
+    blocks, numbers = needed.long().unique(return_inverse=True)
+    compacted = torch.zeros_like(table)
+    for r, n, mine in zip(rows, reach, numbers.split(reach), strict=True):
+        compacted[r.request, :n] = mine
+    return compacted, blocks
+
+
 _scratch: dict[tuple, Tensor] = {}
 
 
-def scratch(like: Tensor, blocks: int) -> Tensor:
+def scratch_like(like: Tensor, blocks: int) -> Tensor:
     """[blocks, kv_heads, block_size, 2 * head_dim]; one piece of memory for all layers that are alike."""
     kind = (like.shape[1:], like.dtype)
     if kind not in _scratch or len(_scratch[kind]) < blocks:

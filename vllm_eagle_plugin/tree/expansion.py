@@ -51,10 +51,7 @@ def branches(rows: MaskedRows) -> list[Branch]:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of the kernel over branches that have their own blocks at the same time.
-
-    Block b >= `own` is the branches' own block b - own; smaller ones are the cache's.
-    """
+    """One call of the kernel over branches that have their own blocks at the same time; these are numbered from 0."""
 
     #: [n] int64 rows of the batch, in the call's order.
     rows: Tensor
@@ -62,26 +59,27 @@ class Call:
     query_start_loc: Tensor
     seq_lens: Tensor
     block_table: Tensor
+    #: Like `block_table`: 1 where a block is a branch's own, 0 where it is the cache's.
+    owned: Tensor
     longest_query: int
     longest: int
     #: (block of the cache, first own block, number of them): copies that the branches' keys are then put into.
     copies: tuple[tuple[int, int, int], ...]
-    #: [m] int64 slots of tail keys, and the slots where the branches have them.
+    #: [m] int64 slots of tail keys in the cache, and the slots in own blocks where the branches have them.
     source: Tensor
     destination: Tensor
 
 
-def calls(rows: Sequence[MaskedRows], table: Tensor, size: int, own: int, room: int, singly: int) -> list[Call]:
+def calls(rows: Sequence[MaskedRows], table: Tensor, size: int, room: int, singly: int) -> list[Call]:
     """The calls that compute these rows.
 
-    table: [requests, blocks] blocks of `size` slots; own: number of the first block that branches may have;
-    room: how many of them there are; singly: fewer rows of a branch than this are a request each, which some
-    kernels compute faster.
+    table: [requests, blocks] blocks of `size` slots; room: how many own blocks there are; singly: fewer rows of a
+    branch than this are a request each, which some kernels compute faster.
 
     Raises:
         ValueError: a branch alone needs more than there is room for.
     """
-    return [_call(group, table, size, own, singly) for group in _fitting(rows, size, room)]
+    return [_call(group, table, size, singly) for group in _fitting(rows, size, room)]
 
 
 def _fitting(rows: Sequence[MaskedRows], size: int, room: int) -> Iterator[list[Branch]]:
@@ -100,17 +98,18 @@ def _fitting(rows: Sequence[MaskedRows], size: int, room: int) -> Iterator[list[
         yield group
 
 
-def _call(group: list[Branch], table: Tensor, size: int, own: int, singly: int) -> Call:
+def _call(group: list[Branch], table: Tensor, size: int, singly: int) -> Call:
     rows: list[int] = []
     queries: list[int] = []
     lengths: list[int] = []
     tables: list[list[int]] = []
+    owned: list[int] = []
     copies: list[tuple[int, int]] = []
     source: list[int] = []
     destination: list[int] = []
     known = {r.request: table[r.request].tolist() for r in (b.rows for b in group)}
-    firsts = {id(b): own + i for i, b in enumerate(b for b in group if not b.in_place)}
-    free = own + len(firsts)
+    firsts = {id(b): i for i, b in enumerate(b for b in group if not b.in_place)}
+    free = len(firsts)
     for branch in group:
         masked, context = branch.rows, branch.rows.context
         blocks = known[masked.request]
@@ -132,12 +131,17 @@ def _call(group: list[Branch], table: Tensor, size: int, own: int, singly: int) 
         queries += [1] * count if alone else [count]
         lengths += ends if alone else [ends[-1]]
         tables += [mine] * (count if alone else 1)
+        owned += [branch.blocks(size)] * (count if alone else 1)
     width = max(map(len, tables))
     return Call(
         rows=torch.tensor(rows),
         query_start_loc=torch.tensor([0, *queries], dtype=torch.int32).cumsum(0, dtype=torch.int32),
         seq_lens=torch.tensor(lengths, dtype=torch.int32),
         block_table=torch.tensor([t + [0] * (width - len(t)) for t in tables], dtype=torch.int32),
+        owned=torch.tensor(
+            [[0] * (len(t) - n) + [1] * n + [0] * (width - len(t)) for t, n in zip(tables, owned, strict=True)],
+            dtype=torch.int32,
+        ),
         longest_query=max(queries),
         longest=max(lengths),
         copies=tuple(_runs(copies)),
