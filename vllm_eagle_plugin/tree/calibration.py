@@ -97,32 +97,23 @@ class Pace:
         self.shift = 0.0
         self.resets = 0
 
-    @property
-    def trials(self) -> float:
-        return self._slow.trials
-
     def add(self, expected: Sequence[float], hits: Sequence[float]) -> None:
         """Count trials: what was expected without this shift, and whether it came."""
         for p, hit in zip(expected, hits, strict=True):
             self._fast.add(p, hit)
             self._slow.add(p, hit)
+        self.shift = self._slow.shift(self.prior)
         if self._contradict():
             fast, slow = self._fast, self._slow
             slow.trials, slow.hits, slow.expected = fast.trials, fast.hits, fast.expected
+            self.shift = slow.shift(self.prior)
             self.resets += 1
-        self.shift = self._slow.shift(self.prior)
-
-    def fade(self, share: float) -> None:
-        """Trust what was seen less: it is long ago."""
-        self._fast.fade(share)
-        self._slow.fade(share)
-        self.shift = self._slow.shift(self.prior)
 
     def _contradict(self) -> bool:
         n = self._fast.trials
         if n < self.ENOUGH:
             return False
-        usual = 1 / (1 + math.exp(-_odds(self._fast.expected / n) - self._slow.shift(self.prior)))
+        usual = 1 / (1 + math.exp(-_odds(self._fast.expected / n) - self.shift))
         # Of fading counts about half as many trials are independent.
         deviation = math.sqrt(n / 2 * usual * (1 - usual))
         return abs(self._fast.hits - n * usual) > self.CONTRADICTION * deviation
@@ -208,10 +199,16 @@ class Calibration:
         # Deep drafts are mostly those of requests that do well: that is not the depth's doing.
         paces = np.array([self.shift(request) for *_, request in seen])[requests]
         self._depths.add((depths, ranks), shifted(by_claim, paces), hits)
-        for i, (*_, request) in enumerate(seen):
-            # First choices say how a request does; the rest mostly say how many others were tried.
-            of = (requests == i) & (ranks == 0)
-            self._paces.setdefault(request, Pace()).add(by_depth[of].tolist(), hits[of].tolist())
+        # First choices say how a request does; the rest mostly say how many others were tried.
+        firsts: dict[int, tuple[list[float], list[float]]] = {}
+        rank, row, p, hit = (column.tolist() for column in (ranks, requests, by_depth, hits))
+        for i in range(len(rows)):
+            if rank[i] == 0:
+                of = firsts.setdefault(row[i], ([], []))
+                of[0].append(p[i])
+                of[1].append(hit[i])
+        for i, (expected, came) in firsts.items():
+            self._paces.setdefault(seen[i][-1], Pace()).add(expected, came)
 
 
 def _trials(tree: Tree, claims: Sequence[float], path: Sequence[int]) -> list[tuple[float, float, int, int]]:

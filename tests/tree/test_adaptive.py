@@ -1,0 +1,215 @@
+"""Adaptive draft length: the window's rules exactly, the gain's against every fixed length in simulated streams."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from vllm_eagle_plugin.adaptive import Controller, GainController, WindowController, controller
+from vllm_eagle_plugin.tree.config import AdaptiveConfig, Shape
+from vllm_eagle_plugin.tree.cost import CostModel
+
+#: Like a small target on two CPU cores: rows are dear, so what pays depends on the batch.
+COSTS = CostModel(
+    {1: 40, 2: 42, 4: 45, 8: 53, 16: 72, 32: 110, 64: 190, 256: 700}, {1: 4, 8: 6, 32: 14}, {1: 6, 8: 9, 32: 18}
+)
+
+#: (request, position) to the probability that a draft is accepted, at each position of a chain; the last goes on.
+Stream = Callable[[int, int], list[float]]
+
+
+def easy(request: int, position: int) -> list[float]:
+    return [0.9, 0.88, 0.87]
+
+
+def middling(request: int, position: int) -> list[float]:
+    return [0.7, 0.65, 0.6]
+
+
+def hard(request: int, position: int) -> list[float]:
+    return [0.25, 0.2]
+
+
+def worthless(request: int, position: int) -> list[float]:
+    return [0.01]
+
+
+def mixed(request: int, position: int) -> list[float]:
+    return easy(request, position) if request % 3 else hard(request, position)
+
+
+def topics(request: int, position: int) -> list[float]:
+    return easy(request, position) if position // 128 % 2 else hard(request, position)
+
+
+class Fixed(WindowController):
+    def __init__(self, length: int):
+        super().__init__(length, length)
+
+
+def throughput(
+    control: Controller, stream: Stream, batch: int, requests: int, tokens: int = 256, seed: int = 0
+) -> float:
+    """Tokens per simulated millisecond of `requests` requests, `batch` at a time, drafted as chains."""
+    rng, milliseconds, emitted = np.random.default_rng(seed), 0.0, 0
+    waiting = iter(range(requests))
+    running: dict[int, int] = {}
+    drafts: dict[int, int] = {}
+    while True:
+        while len(running) < batch and (new := next(waiting, None)) is not None:
+            running[new] = drafts[new] = 0
+        if len(running) < batch:  # the last ones, alone, are another question
+            return emitted / milliseconds
+        milliseconds += float(COSTS.verify(batch + sum(drafts[r] for r in running)))
+        for request in list(running):
+            truth, accepted = stream(request, running[request]), 0
+            while accepted < drafts[request] and rng.random() < truth[min(accepted, len(truth) - 1)]:
+                accepted += 1
+            control.observe(str(request), drafts[request], accepted, accepted + 1)
+            emitted += accepted + 1
+            running[request] += accepted + 1
+            if running[request] >= tokens:
+                del running[request]
+                control.forget(str(request))
+        if running:
+            limits = control.limits([str(r) for r in running])
+            drafts.update(zip(running, limits, strict=True))
+            if max(limits):
+                first, level = COSTS.first(len(running)), COSTS.level(len(running))
+                milliseconds += float(first + (max(limits) - 1) * level)
+
+
+def gain(**changed: int) -> GainController:
+    return GainController(COSTS, Shape.chain(8), **{"minimum": 0, "maximum": 8, **changed})
+
+
+def compare(stream: Stream, batch: int, requests: int) -> tuple[float, float, float]:
+    """Throughput of the gain controller, of the best fixed length and of plain decoding."""
+    fixed = [throughput(Fixed(n), stream, batch, requests) for n in range(9)]
+    return throughput(gain(), stream, batch, requests), max(fixed), fixed[0]
+
+
+@pytest.mark.parametrize(
+    ("stream", "batch", "requests"), [(easy, 1, 16), (middling, 1, 16), (hard, 1, 16), (easy, 8, 48), (middling, 8, 48)]
+)
+def test_on_a_steady_stream_gain_is_close_to_the_best_fixed_length(stream: Stream, batch: int, requests: int):
+    found, best, _ = compare(stream, batch, requests)
+    assert found > 0.95 * best
+
+
+@pytest.mark.parametrize(("stream", "batch", "requests"), [(mixed, 1, 32), (topics, 1, 32), (topics, 8, 48)])
+def test_on_a_mixed_stream_gain_beats_every_fixed_length(stream: Stream, batch: int, requests: int):
+    found, best, _ = compare(stream, batch, requests)
+    assert found > best
+
+
+@pytest.mark.parametrize(("batch", "requests"), [(1, 16), (8, 48), (32, 128)])
+def test_a_worthless_head_costs_less_than_three_percent(batch: int, requests: int):
+    plain = throughput(Fixed(0), worthless, batch, requests)
+    assert throughput(gain(), worthless, batch, requests) > 0.97 * plain
+
+
+@pytest.mark.parametrize("stream", [easy, middling, hard])
+def test_where_the_batch_is_too_large_gain_stops_drafting(stream: Stream):
+    found, _, plain = compare(stream, 32, 96)
+    assert found > 0.96 * plain
+
+
+def drive(control: Controller, steps: int, accepted: Callable[[int], int], request: str = "a") -> list[int]:
+    """The limits of a lone request, of whose drafts `accepted(limit)` are."""
+    limits = []
+    for _ in range(steps):
+        limits += control.limits([request])
+        came = accepted(limits[-1])
+        control.observe(request, limits[-1], came, came + 1)
+    return limits
+
+
+def test_gain_comes_back_when_trials_succeed():
+    control = gain()
+    limits = drive(control, 300, lambda limit: 0)
+    assert max(limits[100:]) <= 1
+    assert limits[100:].count(1) <= 3
+    limits = drive(control, 700, lambda limit: limit)
+    assert limits[-1] >= 7
+    again = next(i for i, limit in enumerate(limits) if limit >= 4)
+    assert again < 64 * 4
+
+
+def test_trials_become_rarer_while_they_fail():
+    control = gain()
+    limits = drive(control, 4000, lambda limit: 0)
+    at = [i for i, limit in enumerate(limits) if limit][-6:]
+    gaps = np.diff(at)
+    assert (gaps[1:] >= gaps[:-1]).all()
+    assert gaps[-1] == gain().PATIENCE * 64
+    assert control.state()["lengths"][0] > 3900
+
+
+def test_requests_make_their_trials_in_the_same_step():
+    control, steps = gain(), []
+    requests = [str(r) for r in range(16)]
+    for step in range(2000):
+        if step % 10 == 0:  # requests come and go
+            control.forget(requests.pop(0))
+            requests.append(f"new {step}")
+        limits = control.limits(requests)
+        steps.append(sum(control.trials(requests)))
+        for request, limit in zip(requests, limits, strict=True):
+            control.observe(request, limit, 0, 1)
+    tried = [i for i, trials in enumerate(steps) if trials]
+    assert min(np.diff(tried)) >= 64
+    assert sum(steps) > len(tried)
+
+
+def test_a_minimum_is_kept():
+    control = gain(minimum=2)
+    assert min(drive(control, 300, lambda limit: 0)) == 2
+    assert max(drive(control, 100, lambda limit: 0)) <= 3
+
+
+def test_an_auto_tree_is_limited_only_when_nothing_pays():
+    control = GainController(COSTS, Shape("auto", 16, 4, 4), 0, 4)
+    assert set(drive(control, 100, lambda limit: min(limit, 2))) == {4}
+    assert set(drive(control, 300, lambda limit: 0)[100:]) == {0, 1}
+
+
+def test_a_chooser_that_draws_nothing_counts_as_rejection():
+    control = GainController(COSTS, Shape("auto", 16, 4, 4), 0, 4)
+    for _ in range(100):
+        control.limits(["a"])
+        control.observe("a", 0, 0, 1)
+    assert control.limits(["a"]) == [0]
+
+
+def test_the_same_observations_make_the_same_decisions():
+    def decided() -> list[int]:
+        rng = np.random.default_rng(3)
+        return drive(gain(), 500, lambda limit: int(rng.integers(0, limit + 1)))
+
+    assert decided() == decided()
+
+
+def test_the_window_by_its_rules():
+    control = WindowController(1, 5, window=4)
+    # Three quarters accepted is neither above 0.8 nor below 0.5.
+    assert drive(control, 8, lambda limit: 3) == [5] * 8
+    # With one step of none 9 of the last 20 are, below half; a new window is judged when it holds four steps.
+    assert drive(control, 4, lambda limit: 0) == [5, 4, 4, 4]
+    control.forget("a")
+    assert drive(control, 13, lambda limit: 0) == [5] * 4 + [4] * 4 + [3] * 4 + [2]
+    assert drive(control, 12, lambda limit: 0)[-1] == 1
+    assert set(drive(control, 9, lambda limit: limit)) == {1, 2, 3}
+
+
+def test_the_window_gives_a_request_at_zero_another_chance():
+    control = WindowController(0, 1, probe_every=10)
+    assert drive(control, 20, lambda limit: 0) == [1] * 4 + [0] * 10 + [1] * 4 + [0] * 2
+    assert control.state() == {"lengths": {0: 12, 1: 8}, "probes": 1}
+
+
+def test_what_a_config_makes():
+    made = controller(AdaptiveConfig(controller="window", maximum=9), Shape.chain(4), COSTS)
+    assert isinstance(made, WindowController)
+    assert made.limits(["a"]) == [4]
+    assert isinstance(controller(AdaptiveConfig(), Shape.chain(4), COSTS), GainController)
