@@ -72,6 +72,7 @@ def step(layers: list[Any], blocks: Tensor, context: int, tree: Tree | None) -> 
     starts, lengths = torch.tensor([0, rows], dtype=torch.int32), torch.tensor([context + rows], dtype=torch.int32)
     query = torch.randn(rows, HEADS, HEAD_DIM).to(dtype)
     output = torch.empty_like(query)
+    key, value = (torch.randn(rows, KV_HEADS, HEAD_DIM).to(dtype) for _ in range(2))
 
     def run() -> float:
         begun = time.perf_counter()
@@ -83,7 +84,7 @@ def step(layers: list[Any], blocks: Tensor, context: int, tree: Tree | None) -> 
             visible, depths = torch.from_numpy(tree.ancestors), torch.from_numpy(tree.depths)
             attach(metadata, [MaskedRows(0, 0, context, visible, depths)], whole_batch=True)
         for layer in layers:
-            layer.impl.forward(layer, query, None, None, layer.kv_cache, metadata, output)
+            layer.impl.forward(layer, query, key, value, layer.kv_cache, metadata, output)
         return (time.perf_counter() - begun) / LAYERS
 
     return run

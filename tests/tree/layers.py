@@ -110,7 +110,10 @@ def metadata(layer: Any, queries: list[int], lengths: list[int], table: Tensor) 
     )
 
 
-def forward(layer: Any, query: Tensor, described: CPUAttentionMetadata) -> Tensor:
-    """[rows, heads, head_dim] what the layer makes of query rows of this shape."""
+def forward(layer: Any, query: Tensor, described: CPUAttentionMetadata, fresh: tuple[Tensor, ...] = ()) -> Tensor:
+    """[rows, heads, head_dim] what the layer makes of query rows of this shape.
+
+    fresh: keys and values [rows, kv_heads, head_dim] that the pass computed for them, and has kept already.
+    """
     output = torch.full_like(query, torch.nan)
-    return layer.impl.forward(layer, query, None, None, layer.kv_cache, described, output)
+    return layer.impl.forward(layer, query, *(fresh or (None, None)), layer.kv_cache, described, output)

@@ -59,6 +59,10 @@ class Request:
         self.query = 2 * torch.randn(rows, case.heads, case.head_dim, dtype=case.dtype)
         write(layer, table, 0, self.key, self.value)
 
+    @property
+    def fresh(self) -> tuple[Tensor, Tensor]:
+        return self.key[-self.rows :], self.value[-self.rows :]
+
     def kept(self) -> tuple[Tensor, Tensor]:
         """[kv_heads, keys, head_dim] each: keys and values as the cache's dtype has them."""
         if self.case.kv_dtype not in FP8:
@@ -121,6 +125,24 @@ def test_tree_rows_see_the_context_and_their_ancestors(name: str, room: int) -> 
             tolerance = 0.1 if name == "fp8-bf16" else TOLERANCE[case.dtype]
             assert error(found, request.expected(rows)) < tolerance, (context, tree)
             assert torch.equal(before, allocation(request.layer)[: -room or None])
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_rows_before_a_tree_are_a_chain(whole: bool) -> None:
+    """A request that comes back computes what it had and verifies drafts in the same step."""
+    case, before = CASES["fp32"], 30
+    table = blocks_for(case, 100, before + 17)
+    layer = case.layer(len(table) + 4)
+    enable([layer])
+    request = Request(case, layer, table, 100, before + 17)
+    described = metadata(layer, [request.rows], [100 + request.rows], table[None])
+    stock = forward(layer, request.query, described)
+    rows = masked(TREE, 100 + before, first=before)
+    attach(described, [rows], whole_batch=whole)
+    found = forward(layer, request.query, described, request.fresh)
+    request.query = request.query[before:]
+    assert torch.equal(found[:before], stock[:before])
+    assert error(found[before:], request.expected(rows)) < 5e-6
 
 
 @pytest.mark.parametrize("room", [0, 3, 20])
@@ -205,9 +227,10 @@ def test_trees_among_chains_and_prefills(name: str, room: int) -> None:
     described = metadata(layer, list(sizes), [c + n for c, n in zip(contexts, sizes, strict=True)], table)
     firsts = described.query_start_loc.tolist()
     query = torch.cat([r.query for r in requests])
-    stock = forward(layer, query, described)
+    fresh = tuple(torch.cat(new) for new in zip(*(r.fresh for r in requests), strict=True))
+    stock = forward(layer, query, described, fresh)
     attach(described, [masked(t, contexts[i], i, firsts[i]) for i, t in trees.items()], whole_batch=False)
-    found = forward(layer, query, described)
+    found = forward(layer, query, described, fresh)
     for i, request in enumerate(requests):
         rows = slice(firsts[i], firsts[i + 1])
         expected = request.expected(masked(trees.get(i) or Tree.chain(range(sizes[i] - 1)), contexts[i]))

@@ -66,14 +66,16 @@ class Work:
     #: Without room: a scratch cache, and the blocks [n] of the cache that it begins with copies of.
     scratch: Room | None
     copied: Tensor | None
-    #: Calls, their metadata, and where in the cache and in the branches' blocks the elements to copy stand.
-    trees: tuple[tuple[Call, CPUAttentionMetadata, Tensor, Tensor], ...]
+    #: Calls, their metadata, and where in the cache and in the branches' blocks the elements stand that are copied;
+    #: None where all are of keys and values that this pass computed.
+    trees: tuple[tuple[Call, CPUAttentionMetadata, tuple[Tensor, Tensor] | None], ...]
 
 
 class TreeCPUAttentionImpl(CPUAttentionBackendImpl):
     """vLLM's CPU attention that heeds `attach`."""
 
-    room: int
+    room = 0
+    _behind: Room | None = None
 
     def forward(
         self,
@@ -90,19 +92,25 @@ class TreeCPUAttentionImpl(CPUAttentionBackendImpl):
         masked = None if attn_metadata is None else attached(attn_metadata)
         if masked is None or not masked.rows:
             return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs)
-        work = self._work(layer, query, kv_cache, attn_metadata, masked)
+        fresh = key is not None and self.kv_sharing_target_layer_name is None
+        work = self._work(layer, query, kv_cache, attn_metadata, masked, fresh)
         if work.others is not None:
             super().forward(layer, query, key, value, kv_cache, work.others, output, *args, **kwargs)
         if work.scratch is not None and work.copied is not None:
             torch.index_select(kv_cache, 0, work.copied, out=work.scratch.cache)
-        room = work.scratch or (room_behind(kv_cache, self.room) if work.owns else None)
-        for call, metadata, source, destination in work.trees:
+        room = work.scratch or (self._room(kv_cache) if work.owns else None)
+        for call, metadata, moved in work.trees:
             cache = kv_cache
             if room is not None:
                 cache = room.both
                 for block, first, number in call.copies:
                     room.own[first : first + number] = room.cache[block]
-                flat(room.own).index_copy_(0, destination, flat(room.cache).index_select(0, source))
+                if moved is not None:
+                    source, destination = moved
+                    flat(room.own).index_copy_(0, destination, flat(room.cache).index_select(0, source))
+                else:
+                    keys, values = key.index_select(0, call.keys), value.index_select(0, call.keys)
+                    self.do_kv_cache_update(layer, keys, values, room.own, call.destination)
                 metadata.block_table = torch.add(call.block_table, call.owned, alpha=room.first)
             rows = query.index_select(0, call.rows)
             computed = torch.empty_like(rows)
@@ -110,43 +118,50 @@ class TreeCPUAttentionImpl(CPUAttentionBackendImpl):
             output.index_copy_(0, call.rows, computed)
         return output
 
+    def _room(self, kv_cache: Tensor) -> Room:
+        if self._behind is None or self._behind.cache.data_ptr() != kv_cache.data_ptr():
+            self._behind = room_behind(kv_cache, self.room)
+        return self._behind
+
     def _work(
-        self, layer: Any, query: Tensor, kv_cache: Tensor, metadata: CPUAttentionMetadata, masked: Masked
+        self, layer: Any, query: Tensor, kv_cache: Tensor, metadata: CPUAttentionMetadata, masked: Masked, fresh: bool
     ) -> Work:
         """The work of this pass, shared by all layers that are alike in what it depends on."""
         known: dict[tuple, Work] = metadata.__dict__.setdefault("tree_work", {})
-        alike = (self.num_heads, self.num_kv_heads, self.head_size, self.sliding_window, kv_cache.shape[1:])
+        alike = (self.num_heads, self.num_kv_heads, self.head_size, self.sliding_window, kv_cache.shape[1:], fresh)
         if alike not in known:
-            known[alike] = self._plan(layer, query, kv_cache, metadata, masked)
+            known[alike] = self._plan(layer, query, kv_cache, metadata, masked, fresh)
         return known[alike]
 
     def _plan(
-        self, layer: Any, query: Tensor, kv_cache: Tensor, metadata: CPUAttentionMetadata, masked: Masked
+        self, layer: Any, query: Tensor, kv_cache: Tensor, metadata: CPUAttentionMetadata, masked: Masked, fresh: bool
     ) -> Work:
         size, singly = kv_cache.shape[2], SINGLY.get(layer.isa, 0)
-        needed = sum(branch.blocks(size) for rows in masked.rows for branch in branches(rows))
+        found = [branch for rows in masked.rows for branch in branches(rows)]
+        needed = sum(branch.blocks(size) for branch in found)
         table, copied, scratch, own = metadata.block_table, None, None, kv_cache
         if needed and self.room:
-            own = room_behind(kv_cache, self.room).own
+            own = self._room(kv_cache).own
         elif needed:
             table, copied = compact(masked.rows, table, size)
             scratch = room_in(scratch_like(kv_cache, len(copied) + needed), len(copied))
             own = scratch.own
-        layout, cache = layout_of(layer), kv_cache if scratch is None else scratch.cache
+        trees = []
+        for call in calls(found, table, size, len(own), singly):
+            moved = None
+            if len(call.source) and not (fresh and call.keys is not None):
+                layout, cache = layout_of(layer), kv_cache if scratch is None else scratch.cache
+                source, destination = elements(layout, cache, call.source), elements(layout, own, call.destination)
+                moved = source.flatten(), destination.flatten()
+            trees.append((call, self._metadata(layer, query, metadata, call), moved))
+        # Rows before a tree's, of the same request or another, are none of the masked ones.
+        everything = masked.whole_batch and sum(map(len, masked.rows)) == metadata.num_actual_tokens
         return Work(
-            others=None if masked.whole_batch else self._others(layer, query, metadata, masked),
+            others=None if everything else self._others(layer, query, metadata, masked),
             owns=needed > 0,
             scratch=scratch,
             copied=copied,
-            trees=tuple(
-                (
-                    call,
-                    self._metadata(layer, query, metadata, call),
-                    elements(layout, cache, call.source).flatten(),
-                    elements(layout, own, call.destination).flatten(),
-                )
-                for call in calls(masked.rows, table, size, len(own), singly)
-            ),
+            trees=tuple(trees),
         )
 
     def _metadata(self, layer: Any, query: Tensor, metadata: CPUAttentionMetadata, call: Call) -> CPUAttentionMetadata:
@@ -164,9 +179,10 @@ class TreeCPUAttentionImpl(CPUAttentionBackendImpl):
     def _others(
         self, layer: Any, query: Tensor, metadata: CPUAttentionMetadata, masked: Masked
     ) -> CPUAttentionMetadata:
-        lengths = metadata.seq_lens.clone()
+        lengths, starts = metadata.seq_lens.clone(), metadata.query_start_loc.tolist()
         for r in masked.rows:
-            lengths[r.request] = metadata.query_start_loc[r.request + 1] - metadata.query_start_loc[r.request]
+            if r.first == starts[r.request]:
+                lengths[r.request] = len(r)
         schedule = self._schedule(layer, query, metadata.query_start_loc, lengths)
         return replace(metadata, seq_lens=lengths, scheduler_metadata=schedule)
 

@@ -68,10 +68,12 @@ class Call:
     #: [m] int64 slots of tail keys in the cache, and the slots in own blocks where the branches have them.
     source: Tensor
     destination: Tensor
+    #: [m] int64 rows of the batch that these tail keys were computed for; None if some are of an earlier pass.
+    keys: Tensor | None
 
 
-def calls(rows: Sequence[MaskedRows], table: Tensor, size: int, room: int, singly: int) -> list[Call]:
-    """The calls that compute these rows.
+def calls(found: Sequence[Branch], table: Tensor, size: int, room: int, singly: int) -> list[Call]:
+    """The calls that compute these branches.
 
     table: [requests, blocks] blocks of `size` slots; room: how many own blocks there are; singly: fewer rows of a
     branch than this are a request each, which some kernels compute faster.
@@ -79,13 +81,13 @@ def calls(rows: Sequence[MaskedRows], table: Tensor, size: int, room: int, singl
     Raises:
         ValueError: a branch alone needs more than there is room for.
     """
-    return [_call(group, table, size, singly) for group in _fitting(rows, size, room)]
+    return [_call(group, table, size, singly) for group in _fitting(found, size, room)]
 
 
-def _fitting(rows: Sequence[MaskedRows], size: int, room: int) -> Iterator[list[Branch]]:
+def _fitting(found: Sequence[Branch], size: int, room: int) -> Iterator[list[Branch]]:
     group: list[Branch] = []
     free = room
-    for branch in (b for r in rows for b in branches(r)):
+    for branch in found:
         needed = branch.blocks(size)
         if needed > room:
             raise ValueError(f"a path of {len(branch.path)} keys needs {needed} blocks of its own; there are {room}")
@@ -107,7 +109,8 @@ def _call(group: list[Branch], table: Tensor, size: int, singly: int) -> Call:
     copies: list[tuple[int, int]] = []
     source: list[int] = []
     destination: list[int] = []
-    known = {r.request: table[r.request].tolist() for r in (b.rows for b in group)}
+    keys: list[int] = []
+    known = {request: table[request].tolist() for request in {b.rows.request for b in group}}
     firsts = {id(b): i for i, b in enumerate(b for b in group if not b.in_place)}
     free = len(firsts)
     for branch in group:
@@ -121,6 +124,8 @@ def _call(group: list[Branch], table: Tensor, size: int, singly: int) -> Call:
             if context % size:
                 copies.append((blocks[context // size], firsts[id(branch)]))
             free += len(more)
+            newest = masked.first + len(masked) - len(masked.positions)
+            keys += [newest + key if newest + key >= masked.first else -1 for key in branch.path]
             for offset, key in enumerate(branch.path):
                 for slots, within, at in ((source, blocks, context + key), (destination, mine, context + offset)):
                     slots.append(within[at // size] * size + at % size)
@@ -147,6 +152,7 @@ def _call(group: list[Branch], table: Tensor, size: int, singly: int) -> Call:
         copies=tuple(_runs(copies)),
         source=torch.tensor(source, dtype=torch.int64),
         destination=torch.tensor(destination, dtype=torch.int64),
+        keys=None if -1 in keys else torch.tensor(keys, dtype=torch.int64),
     )
 
 
