@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,42 +13,51 @@ from vllm_eagle_plugin.configs import AttentionFreeConfig, Eagle3Config, EagleCo
 from vllm_eagle_plugin.reference import ReferenceHead, build_reference
 
 VOCAB, WIDTH = 512, 128
-_BASE = {"vocab_size": VOCAB, "hidden_size": WIDTH}
-_DECODER = {**_BASE, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "intermediate_size": 256}
-_EAGLE3 = {**_DECODER, "eagle_aux_hidden_state_layer_ids": [1, 3, 5], "own_lm_head": True}
-
-#: Heads with everything switched on that their family has.
-HEADS: dict[str, HeadConfig] = {
-    "feature": AttentionFreeConfig(
-        **_BASE, input_projection=WIDTH, num_blocks=2, block_residual=True, output_projection=True
-    ),
-    "surgery": AttentionFreeConfig(**_BASE, use_hidden=False, num_blocks=2, block_activation="relu"),
-    "projection": AttentionFreeConfig(
-        **_BASE, use_embedding=False, input_projection=WIDTH, input_activation="silu", own_lm_head=True, lm_head_bias=True
-    ),
-    "eagle": EagleConfig(**_DECODER),
-    "eagle-everything": EagleConfig(
-        **_DECODER, fc_bias=True, qkv_bias=True, o_bias=True, mlp_bias=True, qk_norm=True, embed_norm=True,
-        hidden_norm=True, input_norm=True, output_norm=True, num_hidden_layers=2, own_lm_head=True,
-        own_embedding=True, draft_vocab_size=300, rope_parameters={"rope_type": "default", "rope_theta": 500.0},
-    ),
-    "eagle3": Eagle3Config(**_EAGLE3),
-    "eagle3-everything": Eagle3Config(
-        **_EAGLE3, fc_bias=True, qkv_bias=True, o_bias=True, qk_norm=True, norm_before_fc=True, fc_norm=True,
-        norm_before_residual=True, feedback="post_norm", num_hidden_layers=2, draft_vocab_size=300,
-        rope_parameters={"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
-                         "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
-    ),
-}  # fmt: skip
 
 
-def random_target(folder: Path) -> LlamaForCausalLM:
+def heads(vocab: int = VOCAB) -> dict[str, HeadConfig]:
+    """Heads with everything switched on that their family has, for a target of `vocab` tokens."""
+    base = {"vocab_size": vocab, "hidden_size": WIDTH}
+    decoder = {**base, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "intermediate_size": 256}
+    eagle3 = {**decoder, "eagle_aux_hidden_state_layer_ids": [1, 3, 5], "own_lm_head": True}
+    reduced = {"draft_vocab_size": vocab * 3 // 5}
+    return {
+        "feature": AttentionFreeConfig(
+            **base, input_projection=WIDTH, num_blocks=2, block_residual=True, output_projection=True
+        ),
+        "surgery": AttentionFreeConfig(**base, use_hidden=False, num_blocks=2, block_activation="relu"),
+        "projection": AttentionFreeConfig(
+            **base, use_embedding=False, input_projection=WIDTH, input_activation="silu", own_lm_head=True,
+            lm_head_bias=True,
+        ),
+        "eagle": EagleConfig(**decoder),
+        "eagle-everything": EagleConfig(
+            **decoder, **reduced, fc_bias=True, qkv_bias=True, o_bias=True, mlp_bias=True, qk_norm=True,
+            embed_norm=True, hidden_norm=True, input_norm=True, output_norm=True, num_hidden_layers=2,
+            own_lm_head=True, own_embedding=True, rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+        ),
+        "eagle3": Eagle3Config(**eagle3),
+        "eagle3-everything": Eagle3Config(
+            **eagle3, **reduced, fc_bias=True, qkv_bias=True, o_bias=True, qk_norm=True, norm_before_fc=True,
+            fc_norm=True, norm_before_residual=True, feedback="post_norm", num_hidden_layers=2,
+            rope_parameters={"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+                             "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
+        ),
+    }  # fmt: skip
+
+
+HEADS = heads()
+
+
+def random_target(folder: Path, vocab: int = VOCAB, **changes: Any) -> LlamaForCausalLM:
     """Write a target with attention that matters; its greedy text does not settle into a loop at once."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=WIDTH, intermediate_size=256, num_hidden_layers=6, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, max_position_embeddings=512, bos_token_id=None, eos_token_id=None,
-        pad_token_id=None,
+        **{
+            "vocab_size": vocab, "hidden_size": WIDTH, "intermediate_size": 256, "num_hidden_layers": 6,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 512,
+            "bos_token_id": None, "eos_token_id": None, "pad_token_id": None, **changes,
+        }
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
     for name, parameter in model.named_parameters():

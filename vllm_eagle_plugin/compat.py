@@ -7,6 +7,7 @@ sampler correction excepted, which only repairs), and is checked against the vLL
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.abc
 import importlib.machinery
@@ -15,7 +16,7 @@ import importlib.util
 import inspect
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -51,6 +52,8 @@ PROPOSER_METHODS = (
 )
 
 _MARK = "_vllm_eagle_plugin"
+#: Attribute of a speculative config whose drafts are verified as trees.
+_TREES = "_vllm_eagle_plugin_trees"
 _problem: str | None = None
 _installed = False
 
@@ -78,10 +81,11 @@ def install() -> None:
         return
     _installed = True
     # Each on its own: the hook in the config must stand to report what the others found.
-    for step in (_check_version, _register_names, _hook_speculative_config):
+    for step in (_check_version, _register_names, _hook_speculative_config, _hook_vllm_config):
         _guarded(step)
     when_imported("vllm.v1.spec_decode.eagle", _hook_eagle_proposer)
     when_imported("vllm.utils.cpu_triton_utils", _correct_cpu_expand)
+    when_imported("vllm.sampling_params", _hook_sampling_params)
 
 
 def require() -> None:
@@ -190,6 +194,61 @@ def _hook_speculative_config() -> None:
 
     setattr(__post_init__, _MARK, True)
     SpeculativeConfig.__post_init__ = __post_init__
+
+
+def _hook_vllm_config() -> None:
+    """Check what is asked of draft trees in the front end, with all settings at hand."""
+    from vllm.config import VllmConfig
+
+    original = VllmConfig.__post_init__
+    if getattr(original, _MARK, False):
+        return
+
+    @functools.wraps(original)
+    def __post_init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        if _asks_for_trees(self):
+            from .tree.check import check_drafting
+
+            require()
+            check_drafting(self)
+            setattr(self.speculative_config, _TREES, True)
+
+    setattr(__post_init__, _MARK, True)
+    VllmConfig.__post_init__ = __post_init__
+
+
+def _asks_for_trees(vllm_config: Any) -> bool:
+    additional = vllm_config.additional_config
+    asked = isinstance(additional, dict) and additional.get("eagle") is not None
+    return asked or vllm_config.parallel_config.worker_cls == "vllm_eagle_plugin.TreeWorker"
+
+
+def _hook_sampling_params(module: ModuleType) -> None:
+    """Let min_p and logit_bias through where trees are verified: vLLM's own rejection sampler lacks them, but
+    a tree's walk samples each token with the plain sampler, which has them."""
+    original = getattr(module.SamplingParams, "_validate_spec_decode", None)
+    if original is None or getattr(original, _MARK, False):
+        return
+
+    @functools.wraps(original)
+    def _validate_spec_decode(self: Any, speculative_config: Any, *args: Any, **kwargs: Any) -> None:
+        if not getattr(speculative_config, _TREES, False):
+            original(self, speculative_config, *args, **kwargs)
+
+    setattr(_validate_spec_decode, _MARK, True)
+    module.SamplingParams._validate_spec_decode = _validate_spec_decode
+
+
+@contextlib.contextmanager
+def replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
+    """A module's attribute replaced for a while: where vLLM builds a class by name and asks nobody."""
+    original = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
 
 
 def _hook_eagle_proposer(module: ModuleType) -> None:

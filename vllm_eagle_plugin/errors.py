@@ -17,4 +17,4 @@ class UsageError(HeadError):
 
 
 def _sentence(text: str) -> str:
-    return text if text.endswith((".", "?", "!")) else text + "."
+    return text if text.endswith((".", "?", "!", "\n")) else text + "."

@@ -23,7 +23,13 @@ from .record import Proposal, observers, record_to_file
 def proposer_class(vllm_config: Any) -> type[EagleProposer] | None:
     """The proposer for the head in `vllm_config`, or None if it is none of ours."""
     config = _draft_config(vllm_config)
-    if isinstance(getattr(config, "model", None), AttentionFreeConfig):
+    attention_free = isinstance(getattr(config, "model", None), AttentionFreeConfig)
+    additional = vllm_config.additional_config
+    if isinstance(additional, dict) and additional.get("eagle") is not None:
+        from .tree.draft import TreeAttentionFreeProposer, TreeHeadProposer
+
+        return TreeAttentionFreeProposer if attention_free else TreeHeadProposer
+    if attention_free:
         return AttentionFreeProposer
     if isinstance(getattr(config, "model", None), HeadConfig) or "target" in _provenance(config):
         return HeadProposer
@@ -47,7 +53,7 @@ class HeadProposer(EagleProposer):
         super().load_model(target_model)
         self._check_target(_language_model(target_model))
 
-    def propose(self, num_speculative_tokens: int, *args: Any, **kwargs: Any) -> Tensor:
+    def propose(self, num_speculative_tokens: int, *args: Any, **kwargs: Any) -> Tensor | list[list[int]]:
         if not observers:
             return self.draft(num_speculative_tokens, *args, **kwargs)
         # Read now what drafting overwrites.
@@ -55,7 +61,8 @@ class HeadProposer(EagleProposer):
         positions, sampled = kwargs["target_positions"][rows].tolist(), kwargs["next_token_ids"].tolist()
         drafts = self.draft(num_speculative_tokens, *args, **kwargs)
         requests = self._runner.input_batch.req_ids
-        proposals = [Proposal(*row) for row in zip(requests, positions, sampled, drafts.tolist(), strict=True)]
+        drafted = drafts if isinstance(drafts, list) else drafts.tolist()
+        proposals = [Proposal(*row) for row in zip(requests, positions, sampled, drafted, strict=True)]
         for observer in observers:
             observer(proposals)
         return drafts

@@ -132,7 +132,10 @@ class DraftingConfig(_Section):
         given = dict(given)
         if isinstance(given.get("tree"), str):
             given["tree"] = {"kind": given["tree"]}
-        if isinstance(given.get("adaptive"), bool):
+        tree = given.get("tree")
+        # A tree that sizes itself must be able to stop and to try again.
+        itself = isinstance(tree, dict) and tree.get("kind", "auto") == "auto"
+        if isinstance(given.setdefault("adaptive", itself), bool):
             given["adaptive"] = {} if given["adaptive"] else None
         return given
 
@@ -173,5 +176,5 @@ def parse_drafting(additional_config: Any, nodes: int) -> Drafting | None:
 
 
 def example(nodes: int, eagle: str = '{"tree": "auto", "adaptive": true}') -> str:
-    """The full command that switches trees on."""
-    return COMMAND.format(nodes=nodes, eagle=eagle)
+    """The full command that switches trees on, on a line of its own."""
+    return f"\n    {COMMAND.format(nodes=nodes, eagle=eagle)}\n"

@@ -1,0 +1,95 @@
+"""Tokens that a head with attention has not read yet, because nothing was to be drafted from them.
+
+While drafting does not pay, a head costs nothing only if it is not run at all; but to draft again it needs the
+keys and values of every token since. They are made up for in one pass, many tokens at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.v1.attention.backend import CommonAttentionMetadata
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Tokens [n] of a request at successive positions [n], and the target's hidden states [n, H] there."""
+
+    tokens: Tensor
+    positions: Tensor
+    hidden: Tensor
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+class Backlog:
+    """What each request's head has yet to read."""
+
+    def __init__(self) -> None:
+        self._unread: dict[str, list[Unread]] = {}
+        self.rows = 0
+
+    def add(self, request: str, unread: Unread) -> None:
+        self._unread.setdefault(request, []).append(unread)
+        self.rows += len(unread)
+
+    def drop(self, request: str) -> None:
+        self.rows -= sum(map(len, self._unread.pop(request, ())))
+
+    def take(self, requests: list[str], block_size: int, inputs: dict[str, Any]) -> dict[str, Any] | None:
+        """Inputs of a pass in front of the one that vLLM's `propose` was given `inputs` for, or None.
+
+        Empties the backlog. What does not join up with a request's rows (it was preempted, and reads all its
+        tokens again) is left out.
+        """
+        common: CommonAttentionMetadata = inputs["common_attn_metadata"]
+        starts = common.query_start_loc_cpu.tolist()
+        chosen: list[int] = []
+        unread: list[Unread] = []
+        for index, request in enumerate(requests):
+            own = self._unread.pop(request, [])
+            if own and int(own[-1].positions[-1]) + 1 == int(inputs["target_positions"][starts[index]]):
+                chosen.append(index)
+                unread.append(Unread(*(torch.cat([getattr(u, f) for u in own]) for f in Unread.__match_args__)))
+        self._unread.clear()
+        self.rows = 0
+        return _pass(unread, chosen, [starts[i] for i in chosen], block_size, inputs) if chosen else None
+
+
+def _pass(
+    unread: list[Unread], chosen: list[int], starts: list[int], block_size: int, inputs: dict[str, Any]
+) -> dict[str, Any]:
+    """A pass over `unread` of the requests `chosen`, whose rows in `inputs` start at `starts`."""
+    common: CommonAttentionMetadata = inputs["common_attn_metadata"]
+    blocks = common.block_table_tensor[chosen]
+    counts = torch.tensor([len(u) for u in unread])
+    bounds = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
+    positions = torch.cat([u.positions for u in unread])
+    owners = torch.arange(len(unread)).repeat_interleave(counts).to(blocks.device)
+    lengths = torch.tensor([int(u.positions[-1]) + 1 for u in unread], dtype=torch.int32)
+    metadata = CommonAttentionMetadata(
+        query_start_loc=bounds.to(blocks.device),
+        query_start_loc_cpu=bounds,
+        seq_lens=lengths.to(blocks.device),
+        num_reqs=len(unread),
+        num_actual_tokens=len(positions),
+        max_query_len=int(counts.max()),
+        max_seq_len=int(lengths.max()),
+        block_table_tensor=blocks,
+        slot_mapping=blocks[owners, positions // block_size].long() * block_size + positions % block_size,
+    )
+    return {
+        **inputs,
+        "target_token_ids": torch.cat([u.tokens for u in unread]),
+        "target_positions": positions,
+        "target_hidden_states": torch.cat([u.hidden for u in unread]),
+        # What a head reads at the last of them: the first token of this step.
+        "next_token_ids": inputs["target_token_ids"][starts],
+        "token_indices_to_sample": None,
+        "num_rejected_tokens_gpu": None,
+        "common_attn_metadata": metadata,
+    }

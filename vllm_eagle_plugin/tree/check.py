@@ -1,0 +1,77 @@
+"""Whether an engine's settings let it draft trees: asked in the front end, before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import UsageError
+from .config import Drafting, example, parse_drafting
+
+WORKER = "vllm_eagle_plugin.TreeWorker"
+#: Speculative methods whose heads can draft trees.
+METHODS = ("eagle", "eagle3")
+
+
+def check_drafting(vllm_config: Any) -> Drafting | None:
+    """What a `VllmConfig` asks to be drafted, or None: chains, by vLLM itself.
+
+    Raises:
+        UsageError: a piece is missing, contradicts another, or is one that trees cannot work with.
+    """
+    speculative, parallel = vllm_config.speculative_config, vllm_config.parallel_config
+    ours = parallel.worker_cls == WORKER
+    asked = isinstance(vllm_config.additional_config, dict) and vllm_config.additional_config.get("eagle") is not None
+    if not asked and not ours:
+        return None
+    nodes = getattr(speculative, "num_speculative_tokens", None) or 16
+    drafting = parse_drafting(vllm_config.additional_config, nodes)
+    if drafting is None:
+        raise _error(f"--worker-cls {WORKER} without draft trees or adaptive length to work on", nodes)
+    if speculative is None:
+        raise _error("draft trees or adaptive length without --speculative-config", nodes)
+    if speculative.method not in METHODS:
+        raise _error(f"draft trees or adaptive length with the speculative method {speculative.method!r}", nodes)
+    if not ours:
+        raise _error(f"draft trees or adaptive length with --worker-cls {parallel.worker_cls}", nodes)
+    for found in _unsuited(vllm_config):
+        raise _error(f"draft trees or adaptive length {found}", nodes)
+    return drafting
+
+
+def _unsuited(vllm_config: Any) -> list[str]:
+    """What trees cannot work with, in words."""
+    model, parallel, speculative = (
+        vllm_config.model_config,
+        vllm_config.parallel_config,
+        vllm_config.speculative_config,
+    )
+    compilation = vllm_config.compilation_config
+    found = {
+        "with asynchronous scheduling": bool(vllm_config.scheduler_config.async_scheduling),
+        "with vLLM's V2 model runner (set VLLM_USE_V2_MODEL_RUNNER=0)": bool(vllm_config.use_v2_model_runner),
+        "with pipeline parallelism": parallel.pipeline_parallel_size > 1,
+        "with context parallelism": parallel.decode_context_parallel_size > 1,
+        "with micro-batches (DBO)": bool(getattr(parallel, "enable_dbo", False)),
+        "for a multimodal target": bool(model.is_multimodal_model),
+        "for a target with recurrent (Mamba, linear attention) layers, whose state cannot take a rejected draft back": (
+            bool(model.is_hybrid) or bool(model.is_attention_free) or bool(model.has_inner_state)
+        ),
+        "for a target with M-RoPE positions": bool(model.uses_mrope),
+        "with a head that drafts all positions at once": bool(getattr(speculative, "parallel_drafting", False)),
+        "with draft_sample_method 'probabilistic' (a tree's drafts are the head's best)": (
+            getattr(speculative, "draft_sample_method", "greedy") == "probabilistic"
+        ),
+        "with synthetic acceptance": getattr(speculative, "rejection_sample_method", "") == "synthetic",
+        "with disable_padded_drafter_batch": bool(getattr(speculative, "disable_padded_drafter_batch", False)),
+        "with num_speculative_tokens_per_batch_size": bool(
+            getattr(speculative, "num_speculative_tokens_per_batch_size", None)
+        ),
+        "with full CUDA graphs (pass -cc.cudagraph_mode=PIECEWISE)": (
+            compilation.cudagraph_mode is not None and compilation.cudagraph_mode.has_full_cudagraphs()
+        ),
+    }
+    return [words for words, wrong in found.items() if wrong]
+
+
+def _error(found: str, nodes: int) -> UsageError:
+    return UsageError(found, "A whole command that works", example(nodes))

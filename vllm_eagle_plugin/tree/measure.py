@@ -1,0 +1,58 @@
+"""What the parts of a step cost on this machine: run once, when the engine starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from vllm.config import CUDAGraphMode
+from vllm.distributed.parallel_state import get_tp_group
+from vllm.forward_context import set_forward_context
+
+from .cost import CostModel, measure
+
+#: The most rows measured; beyond, costs are taken to go on growing as they did.
+MOST = 128
+
+
+@torch.inference_mode()
+def measured_costs(runner: Any) -> CostModel:
+    """Costs of the runner's target and head without any context; steps correct them as contexts grow.
+
+    Under tensor parallelism all ranks get rank 0's figures, since they must decide alike.
+    """
+    sizes = [n for n in (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, MOST) if n <= runner.max_num_tokens]
+    drafter = runner.drafter
+
+    def verify(rows: int) -> None:
+        with _context(runner, rows):
+            output = runner.model(
+                input_ids=runner.input_ids.gpu[:rows],
+                positions=runner.positions[:rows],
+                intermediate_tensors=None,
+                inputs_embeds=None,
+            )
+            hidden = output[0] if isinstance(output, tuple) else output
+            _finish(runner.model.compute_logits(hidden[:rows]).float())
+
+    def level(rows: int) -> None:
+        with _context(runner, rows):
+            output = drafter.run_head(rows)
+            features = output[0] if isinstance(output, tuple) else output
+            logits = drafter.model.compute_logits(features[:rows]).float()
+            _finish(logits.log_softmax(-1))
+
+    few = [n for n in sizes if n <= MOST // 2]
+    drafting = measure(level, few, repeats=3)
+    costs = CostModel(measure(verify, sizes, repeats=3), drafting, drafting)
+    group = get_tp_group()
+    return CostModel.of(group.broadcast_object(costs.numbers(), src=0)) if group.world_size > 1 else costs
+
+
+def _context(runner: Any, rows: int) -> Any:
+    return set_forward_context(None, runner.vllm_config, num_tokens=rows, cudagraph_runtime_mode=CUDAGraphMode.NONE)
+
+
+def _finish(result: torch.Tensor) -> None:
+    """Wait for the device: reading one value does."""
+    result[0, 0].item()

@@ -1,0 +1,229 @@
+"""The model runner that verifies trees: mixed into vLLM's V1 runner.
+
+The scheduler counts only how many tokens come out of a step. So within a step node i of a tree keeps the KV slot
+behind its request's tokens that a chain's i-th draft would have, but takes the position of its depth and sees
+only its ancestors; once it is known which nodes are accepted, their keys, values, hidden states and ids are
+moved to the front and positions made linear again. Everything behind that is an ordinary chain step.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from vllm.config import get_layers_from_vllm_config
+from vllm.model_executor.layers.attention import Attention
+
+from ..errors import HeadError
+from .attention import MaskedRows, attach
+from .config import Drafting, parse_drafting
+from .cost import Curve
+from .cpu_attention import enable, unsupported
+from .kv_layout import move_slots
+from .requests import draws_plainly
+from .tree import Tree
+from .verify import walk
+
+if TYPE_CHECKING:
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner as Base
+else:
+    Base = object
+
+logger = logging.getLogger("vllm.eagle_plugin")
+
+
+@dataclass(frozen=True)
+class ScheduledTree:
+    """A request's tree in the step that runs."""
+
+    #: Index of the request in the batch, and its root's row among the step's tokens.
+    index: int
+    row: int
+    #: Position of the root.
+    base: int
+    tree: Tree
+
+
+class Clock:
+    """Times the parts of steps, for costs to follow. Stands still where ranks must decide alike."""
+
+    def __init__(self, runs: bool) -> None:
+        self._runs, self._started = runs, 0.0
+
+    def start(self) -> None:
+        self._started = perf_counter()
+
+    def observe(self, curve: Curve, rows: int) -> None:
+        """Tell `curve` how long `rows` rows took since the start."""
+        if self._runs:
+            curve.observe(rows, (perf_counter() - self._started) * 1e3)
+
+
+class TreeRunner(Base):
+    """Mixin over `GPUModelRunner`; see the module. `trees` holds what each request proposed last."""
+
+    _draft_token_ids: Any
+
+    def __init__(self, vllm_config: Any, device: torch.device) -> None:
+        speculative = vllm_config.speculative_config
+        drafting = parse_drafting(vllm_config.additional_config, speculative.num_speculative_tokens)
+        assert drafting is not None  # the worker asks for this runner only then
+        self.drafting: Drafting = drafting
+        self.trees: dict[str, Tree] = {}
+        #: Tokens that the step's sampling gave each request of the batch.
+        self.sampled: list[int] = []
+        self._scheduled: list[ScheduledTree] = []
+        self._state: Any = None
+        self.clock = Clock(vllm_config.parallel_config.tensor_parallel_size == 1)
+        super().__init__(vllm_config, device)
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        super().load_model(*args, **kwargs)
+        layers = get_layers_from_vllm_config(self.vllm_config, Attention)
+        reasons = {name: reason for name, layer in layers.items() if (reason := unsupported(layer))}
+        if reasons:
+            name, reason = next(iter(reasons.items()))
+            logger.warning("Drafting chains, not trees: %s (%d layers, such as %s).", reason, len(reasons), name)
+            self.drafter.planner.fall_back(f"attention: {reason}")
+        else:
+            enable(layers.values())
+
+    def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: np.ndarray) -> Any:
+        prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
+        self._scheduled = []
+        starts, computed = self.query_start_loc.np, self.input_batch.num_computed_tokens_cpu
+        for index, request in enumerate(self.input_batch.req_ids):
+            drafts = tuple(scheduler_output.scheduled_spec_decode_tokens.get(request, ()))
+            if not drafts:
+                continue
+            tree = self.trees.get(request)
+            # The scheduler may have cut the proposal short, or (close to the longest length) made its own.
+            tree = tree.first(len(drafts)) if tree is not None and len(tree) >= len(drafts) else None
+            if tree is None or tree.tokens != drafts:
+                tree = Tree.chain(drafts)
+            row = int(starts[index + 1]) - len(drafts) - 1
+            base = int(computed[index]) + int(num_scheduled_tokens[index]) - len(drafts) - 1
+            scheduled = ScheduledTree(index, row, base, tree)
+            self._scheduled.append(scheduled)
+            if not tree.is_chain:
+                self._set_positions(scheduled, tree.depths)
+        return prepared
+
+    def _build_attention_metadata(self, *args: Any, **kwargs: Any) -> Any:
+        metadata, common = super()._build_attention_metadata(*args, **kwargs)
+        rows = [
+            MaskedRows(s.index, s.row, s.base, torch.from_numpy(s.tree.ancestors), torch.from_numpy(s.tree.depths))
+            for s in self._scheduled
+            if not s.tree.is_chain
+        ]
+        if rows:
+            for group in {id(m): m for m in metadata.values()}.values():
+                attach(group, rows, whole_batch=len(rows) == self.input_batch.num_reqs)
+        return metadata, common
+
+    def execute_model(self, *args: Any, **kwargs: Any) -> Any:
+        self.clock.start()
+        return super().execute_model(*args, **kwargs)
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        self._state = self.execute_model_state
+        try:
+            output = super().sample_tokens(grammar_output)
+        finally:
+            self._state, self._scheduled = None, []
+        if torch.is_tensor(self._draft_token_ids):  # too close to the longest length to draft: vLLM's zeros
+            self._draft_token_ids = [[] for _ in self.input_batch.req_ids]
+        return output
+
+    def _sample(self, logits: Any, spec_decode_metadata: Any) -> Any:
+        metadata, requests = self.input_batch.sampling_metadata, self.input_batch.req_ids
+        trees: list[Tree | None] = [None] * len(requests)
+        for scheduled in self._scheduled:
+            trees[scheduled.index] = scheduled.tree
+        walked = walk(self.sampler, logits, metadata, trees, greedy=self._takes_argmax(metadata))
+        if self._only_decodes():
+            self.clock.observe(self.drafter.planner.costs.verify, len(logits))
+        for index, request in enumerate(requests):
+            if not self.discard_request_mask.np[index]:
+                self.drafter.planner.verified(request, trees[index], walked.paths[index])
+        self.sampled = [len(path) + 1 for path in walked.paths]
+        self._relinearise(walked.paths)
+        return walked.output
+
+    def _input_fits_in_drafter(self, common_attn_metadata: Any) -> bool:
+        """Whether vLLM is to run the drafter in this step; not where nothing is to be drafted."""
+        fits = super()._input_fits_in_drafter(common_attn_metadata)
+        if not fits or not self._only_decodes():
+            return fits
+        drafter = self.drafter
+        drafter.plan = drafter.planner.plan(self)
+        return drafter.plan.depth > 0 or not drafter.postpone(self._state)
+
+    def _only_decodes(self) -> bool:
+        """Whether no request reads a prompt: each has its last token and its drafts in this step."""
+        drafts = {s.index: len(s.tree) for s in self._scheduled}
+        counts = self.num_scheduled_tokens.np[: self.input_batch.num_reqs].tolist()
+        return all(count == 1 + drafts.get(index, 0) for index, count in enumerate(counts))
+
+    def _takes_argmax(self, metadata: Any) -> bool:
+        return metadata.all_greedy and all(
+            draws_plainly(self.requests[request].sampling_params) for request in self.input_batch.req_ids
+        )
+
+    def _set_positions(self, scheduled: ScheduledTree, depths: np.ndarray) -> None:
+        rows = slice(scheduled.row, scheduled.row + len(depths))
+        self.positions[rows] = torch.from_numpy(scheduled.base + depths).to(self.positions.device)
+
+    def _relinearise(self, paths: list[list[int]]) -> None:
+        """Make every request's accepted path its first rows: ids, hidden states, keys and values."""
+        sources, targets, moves = [], [], []
+        for scheduled in self._scheduled:
+            if scheduled.tree.is_chain:
+                continue
+            self._set_positions(scheduled, np.arange(len(scheduled.tree) + 1))
+            for target, source in enumerate(paths[scheduled.index], 1):
+                if source != target:
+                    sources.append(scheduled.row + source)
+                    targets.append(scheduled.row + target)
+                    moves.append((scheduled.index, scheduled.base + source, scheduled.base + target))
+        if not moves:
+            return
+        tensors = [self.input_ids.gpu, self._state.hidden_states, *(self._state.aux_hidden_states or ())]
+        for tensor in {t.data_ptr(): t for t in tensors}.values():
+            tensor[targets] = tensor[sources]
+        self._move_keys(torch.tensor(moves).T)
+
+    def _move_keys(self, moves: torch.Tensor) -> None:
+        """Move KV entries; `moves` [3, n]: request index, position from, position to."""
+        layers = self.compilation_config.static_forward_context
+        drafting = set(getattr(self.drafter, "_draft_attn_layer_names", ()))
+        for group, described in enumerate(self.kv_cache_config.kv_cache_groups):
+            table = self.input_batch.block_table[group]
+            blocks, size = table.get_device_tensor(self.input_batch.num_reqs), table.block_size
+            request, *positions = moves.to(blocks.device)
+            source, target = (blocks[request, p // size].long() * size + p % size for p in positions)
+            # The head needs none of this: its next pass writes what was accepted anew.
+            caches = {layers[n].kv_cache.data_ptr(): layers[n] for n in described.layer_names if n not in drafting}
+            for layer in caches.values():
+                move_slots(layer, source, target)
+
+    def _update_states(self, scheduler_output: Any) -> Any:
+        for request in scheduler_output.finished_req_ids:
+            self.trees.pop(request, None)
+            self.drafter.forget(request)
+        return super()._update_states(scheduler_output)
+
+
+def require_runner(runner: Any) -> TreeRunner:
+    """The tree runner that a proposer was made by.
+
+    Raises:
+        HeadError: it is another, since the worker is another.
+    """
+    if not isinstance(runner, TreeRunner):
+        raise HeadError(f"draft trees were asked for, but the runner is {type(runner).__name__}")
+    return runner

@@ -1,0 +1,78 @@
+"""The worker for `--worker-cls vllm_eagle_plugin.TreeWorker`: vLLM's own, with our runner in it."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from vllm.platforms import current_platform
+
+from .. import compat
+from ..errors import HeadError
+from .check import check_drafting
+
+
+@cache
+def tree_worker() -> type:
+    """The worker class of the platform that vLLM found."""
+    compat.require()
+    if current_platform.is_cpu():
+        return _cpu_worker()
+    if current_platform.is_cuda():
+        return _cuda_worker()
+    raise HeadError(
+        f"draft trees on the platform {current_platform.device_name!r}",
+        "They work on CPUs and on NVIDIA GPUs",
+        "Leave --worker-cls and the additional config's `eagle` out to draft chains",
+    )
+
+
+class _TreeWorker:
+    """What tree workers of all platforms have in common."""
+
+    model_runner: Any
+
+    def compile_or_warm_up_model(self) -> Any:
+        done = super().compile_or_warm_up_model()  # type: ignore[misc]
+        from .measure import measured_costs
+
+        self.model_runner.drafter.planner.use(measured_costs(self.model_runner))
+        return done
+
+    def drafting_report(self) -> dict[str, Any]:
+        """Counters of the drafting since the start, for `collective_rpc`; see `tree.planner.Planner.report`."""
+        return self.model_runner.drafter.planner.report()
+
+
+def _cpu_worker() -> type:
+    from vllm.v1.worker import cpu_worker
+
+    class TreeCPUWorker(_TreeWorker, cpu_worker.CPUWorker):
+        """`CPUWorker` whose runner verifies trees."""
+
+        def init_device(self) -> None:
+            check_drafting(self.vllm_config)
+            with compat.replaced(cpu_worker, "CPUModelRunner", _runner(cpu_worker.CPUModelRunner)):
+                super().init_device()
+
+    return TreeCPUWorker
+
+
+def _cuda_worker() -> type:
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+    from vllm.v1.worker.gpu_worker import Worker
+
+    class TreeGPUWorker(_TreeWorker, Worker):
+        """`Worker` whose runner verifies trees. Not run on a GPU yet."""
+
+        def _make_model_runner(self) -> Any:
+            check_drafting(self.vllm_config)
+            return _runner(GPUModelRunner)(self.vllm_config, self.device)
+
+    return TreeGPUWorker
+
+
+def _runner(base: type) -> type:
+    from .runner import TreeRunner
+
+    return type(f"Tree{base.__name__}", (TreeRunner, base), {})
