@@ -146,3 +146,51 @@ class TestCuda:
         causal = replace(rows, visible=torch.ones(9, 9).tril().bool())
         wrong = tree_attention(self.prefix, query, *caches, blocks, causal, **options)
         assert not torch.allclose(wrong, expected, atol=5 * tolerance)
+
+    def test_vllm_s_layer_calls_flash_attn_for_the_prefix(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A batch of a chain and a tree through the layer's class; the stock kernel's part is left to a stub."""
+        cuda = pytest.importorskip("vllm_eagle_plugin.tree.cuda_attention")
+        from vllm.v1.attention.backends import fa_utils
+
+        def varlen(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+            assert options["cu_seqlens_q"].tolist() == [0, 9]
+            assert (options["max_seqlen_q"], options["causal"], options["fa_version"]) == (9, False, 3)
+            self.contexts = []
+            context, blocks = options["seqused_k"].item(), options["block_table"][0]
+            assert options["return_softmax_lse"]
+            assert options["max_seqlen_k"] == context
+            part = self.prefix(q, k, v, blocks, context, options["softmax_scale"], options["softcap"])
+            return part.output, part.log_sum.T
+
+        monkeypatch.setattr(fa_utils, "flash_attn_varlen_func", varlen, raising=False)
+        stock = cuda.FlashAttentionImpl
+        monkeypatch.setattr(stock, "forward", lambda self, layer, q, k, v, cache, metadata, output: output.fill_(7.0))
+        impl = stock.__new__(stock)
+        impl.__dict__ |= {
+            "head_size": HEAD_DIM,
+            "scale": SCALE,
+            "sliding_window": (39, 0),
+            "logits_soft_cap": 2.0,
+            "sinks": None,
+            "alibi_slopes": None,
+            "attn_type": "decoder",
+            "kv_cache_dtype": "auto",
+            "vllm_flash_attn_version": 3,
+        }
+        layer = SimpleNamespace(impl=impl)
+        assert cuda.unsupported(layer) is None
+        cuda.enable([layer])
+        query, key, value = tensors(9, 86)
+        blocks, cache = torch.randperm(9)[:6], torch.full((10, KV_HEADS, 16, 2 * HEAD_DIM), torch.nan)
+        at = torch.arange(86)
+        cache[blocks[at // 16], :, at % 16] = torch.cat([key, value], 2).transpose(0, 1)
+        metadata = SimpleNamespace(num_actual_tokens=12, block_table=torch.stack([blocks * 0, blocks]))
+        rows = replace(rows_of(TREE, 77), request=1, first=3)
+        attach(metadata, [rows], whole_batch=False)
+        everything = torch.cat([torch.zeros(3, HEADS, HEAD_DIM), query])
+        output = layer.impl.forward(layer, everything, None, None, cache, metadata, torch.empty_like(everything))
+        assert (output[:3] == 7.0).all()
+        assert self.contexts == [77 - 48]
+        assert torch.allclose(output[3:], one_by_one(query, key, value, sees(rows, 40), 2.0), atol=1e-6)
+        impl.kv_cache_dtype = "fp8_e4m3"
+        assert "fp8" in cuda.unsupported(layer)
