@@ -5,9 +5,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from vllm_eagle_plugin.adaptive import Controller, GainController, WindowController, controller
+from vllm_eagle_plugin.adaptive import Controller, WindowController, controller
 from vllm_eagle_plugin.tree.config import AdaptiveConfig, Shape
 from vllm_eagle_plugin.tree.cost import CostModel
+from vllm_eagle_plugin.tree.gain import GainController
 
 #: Like a small target on two CPU cores: rows are dear, so what pays depends on the batch.
 COSTS = CostModel(
@@ -158,7 +159,8 @@ def test_requests_make_their_trials_in_the_same_step():
         for request, limit in zip(requests, limits, strict=True):
             control.observe(request, limit, 0, 1)
     tried = [i for i, trials in enumerate(steps) if trials]
-    assert min(np.diff(tried)) >= 64
+    assert np.diff(tried)[:3].tolist() == [8, 16, 32]
+    assert min(np.diff(tried)[3:]) == 64
     assert sum(steps) > len(tried)
 
 
@@ -180,6 +182,16 @@ def test_a_chooser_that_draws_nothing_counts_as_rejection():
         control.limits(["a"])
         control.observe("a", 0, 0, 1)
     assert control.limits(["a"]) == [0]
+
+
+def test_a_request_that_may_not_draft_says_nothing():
+    control = GainController(COSTS, Shape("auto", 16, 4, 4), 0, 4)
+    control.limits(["a", "b"])
+    for _ in range(100):
+        control.limits(["a"])
+        control.observe("a", 4, 3, 4)
+        control.observe("b", 0, 0, 1)
+    assert control.limits(["a", "b"]) == [4, 4]
 
 
 def test_the_same_observations_make_the_same_decisions():

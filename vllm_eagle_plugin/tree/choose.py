@@ -55,30 +55,37 @@ class Chooser:
         self.gain = 1.0
 
     def goes_on(self, growth: Growth, limits: Limits) -> bool:
-        """Whether to draft from the growth's beams: whether the level behind them is expected to pay for itself.
+        """Whether to draft another level, because one is expected to pay for itself; if so, from how many beams.
 
         A beam's continuations are not known yet. They are taken to be as likely, given the beam, as those of
-        this request a level higher and as those of this depth in earlier steps: the mean of both.
+        this request a level higher and as those of this depth in earlier steps: the mean of both. Narrows the
+        growth to the beams that pay, so it has to be asked before `growth.beams`.
         """
-        beams = growth.beams()
-        if beams is None:
+        widest = growth.widest()
+        if not widest:
             return False
-        candidates = growth.candidates()
-        now = _follow(candidates, growth.depth)
-        usual = self._typical.get(growth.depth + 1, now)
-        width = min(now.shape[-1], usual.shape[-1])
-        given = (now[:, :width] + usual[..., :width]) / 2
-        only = np.array(limits.chains)
-        reached = beams.scores.exp().cpu().double().numpy()
-        reached[np.array(limits.levels) <= growth.depth] = 0
-        reached[only, 1:] = 0
-        ahead = reached[:, :, None] * given[:, None, :]
+        candidates, depth, batch = growth.candidates(), growth.depth, growth.batch
+        now = _follow(candidates, depth)
+        usual = self._typical.get(depth + 1, now)
+        likely = min(now.shape[-1], usual.shape[-1])
+        given = (now[:, :likely] + usual[..., :likely]) / 2
+        found, only = _reached(candidates, limits), np.array(limits.chains)
+        latest = np.maximum(found[:, candidates.depths[0].cpu().numpy() == depth], 0)
+        beams = np.concatenate([latest[:, :1], -np.sort(-latest[:, 1:], 1)], 1)[:, :widest]  # the chain's comes first
+        beams[np.array(limits.levels) <= depth] = 0
+        ahead = beams[:, :, None] * given[:, None, :]
         ahead[only, :, 1:] = 0
-        rows = growth.batch * beams.tokens.shape[1]
-        spent, found = self._spent(growth), _reached(candidates, limits)
-        here = best_size(_likeliest(found, limits.nodes), growth.batch, spent, self.costs)[1]
-        more = _likeliest(np.concatenate([found, ahead.reshape(growth.batch, -1)], 1), limits.nodes)
-        return best_size(more, growth.batch, spent + float(self.costs.level(rows)), self.costs)[1] > here
+        spent = self._spent(growth)
+        _, best = best_size(_likeliest(found, limits.nodes), batch, spent, self.costs)
+        goes_on = False
+        for k in sorted({1, 2, widest // 2, widest} - {0}):
+            if k > widest:
+                continue
+            pool = _likeliest(np.concatenate([found, ahead[:, :k].reshape(batch, -1)], 1), limits.nodes)
+            _, rate = best_size(pool, batch, spent + float(self.costs.level(batch * k)), self.costs)
+            if rate > best:
+                best, goes_on, growth.narrow = rate, True, k
+        return goes_on
 
     def budgets(self, growth: Growth, limits: Limits) -> list[int]:
         """Nodes of each request [B]: together those that are expected to pay, likeliest first; maybe none."""

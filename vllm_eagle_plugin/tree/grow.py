@@ -85,8 +85,9 @@ class Growth:
         self.batch = batch
         self.levels = min(shape.depth, levels or shape.depth)
         self.scorer = scorer
-        #: Beams of a request that each level so far was drafted from, behind the root.
+        #: Beams of a request that each level so far was drafted from, behind the root; most for the next.
         self.widths: list[int] = []
+        self.narrow: int | None = None
         self._levels: list[Candidates] = []
         self._total = 0
         #: Of the beams drafted from last: their place among all candidates, their scores and what they see.
@@ -118,6 +119,12 @@ class Growth:
             self._beams = self._next_beams()
         return self._beams
 
+    def widest(self) -> int:
+        """Most beams that the next level can be drafted from; 0: the last level's candidates are there."""
+        if self.depth >= self.levels:
+            return 0
+        return width(self.shape, self._levels[-1].tokens.shape[1], self.depth, sum(self.widths))
+
     def candidates(self) -> Candidates:
         """Everything so far."""
         return Candidates(
@@ -142,7 +149,7 @@ class Growth:
     def _next_beams(self) -> Beams:
         level, before = self._levels[-1], sum(self.widths)
         found = level.tokens.shape[1]
-        k = width(self.shape, found, self.depth, before)
+        k = min(self.widest(), self.narrow or found)
         picked = level.scores.masked_fill(level.on_chain, torch.inf).topk(k, -1).indices
         sources = picked // (found // self._visible.shape[1])
         above = self._visible.gather(1, sources[..., None].expand(-1, -1, before))
