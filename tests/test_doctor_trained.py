@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 
 import pytest
 from safetensors.torch import load_file
+from vllm_eagle_plugin.conversion import convert
 from vllm_eagle_plugin.conversion.doctor import diagnose
 from vllm_eagle_plugin.conversion.doctor.agreement import Material
 from vllm_eagle_plugin.conversion.observe import Observer
@@ -14,22 +16,8 @@ from vllm_eagle_plugin.conversion.observe import Observer
 from vllm_eagle_plugin.demo.run import shipped_head
 from vllm_eagle_plugin.demo.target import build_target
 
-from .faults import Saved, chunks, layers, says, stray
-
-WIDTH, VOCAB = 576, 49152
-#: Name -> what is done to the head, and the options that put it right (None: it is right).
-FAULTS = {
-    "nothing": ([], None),
-    "layers counted as outputs": ([layers(1, 14, 26)], "--aux-ids 2,15,27"),
-    "layers in the other order": ([chunks(2, 1, 0)], "--aux-ids 27,15,2"),
-    "residual and feedback": (
-        [says(norm_before_residual=True, norm_output=True)],
-        "--set norm_before_residual=false --set feedback=pre_norm",
-    ),
-    "embedding never initialised": (
-        [stray("embed_tokens.weight", VOCAB, WIDTH, scale=0.02)], "--drop embed_tokens.weight",
-    ),
-}  # fmt: skip
+from .faults import Saved
+from .trained_faults import PAIRS, SINGLE, SOUND, Case
 
 
 @pytest.fixture(scope="module")
@@ -37,34 +25,67 @@ def target(tmp_path_factory):
     return build_target(tmp_path_factory.mktemp("demo") / "target")
 
 
+#: Prompts and tokens of an answer: less than the doctor asks for on its own, and enough for faults that ruin a head.
+LITTLE, ENOUGH = (12, 32), (24, 48)
+
+
 @pytest.fixture(scope="module")
 def texts():
-    """What the target writes, once for all faults; less than the doctor asks for on its own."""
-    kept = []
+    """What the target writes, once for all faults, by how much."""
+    kept = {}
 
-    def material(target, streams):
-        if not kept:
+    def material(target, streams, amount):
+        if amount not in kept:
             observer = Observer(target)
-            kept.append(Material(observer, observer.answer(observer.own_prompts(24), 48), set(streams)))
-        kept[0].need(streams)
-        return kept[0]
+            prompts, tokens = amount
+            kept[amount] = Material(observer, observer.answer(observer.own_prompts(prompts), tokens), set(streams))
+        kept[amount].need(streams)
+        return kept[amount]
 
     return material
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_finds_a_fault_in_a_trained_head(fault, target, texts, tmp_path):
-    damages, expected = FAULTS[fault]
-    head = Saved(
-        load_file(shipped_head() / "model.safetensors"), json.loads((shipped_head() / "config.json").read_text())
-    )
-    for damage in damages:
-        damage(head)
-    found = diagnose(head.write(tmp_path / "head"), str(target), material=texts)
-    if expected is None:
-        assert found.kind == "weak", found.verdict
-        assert not found.flags
-    else:
-        assert found.kind == "repairable", found.verdict
-        assert sorted(shlex.split(found.flags)) == sorted(shlex.split(expected)), found.verdict
-    assert 1.3 < found.expected_length < 2.0
+@pytest.fixture
+def check(target, texts, tmp_path):
+    """`check(case, amount)`: the doctor's answer to a damaged head, which must be the one expected."""
+
+    def run(case: Case, amount: tuple[int, int] = ENOUGH) -> str:
+        head = Saved(
+            load_file(shipped_head() / "model.safetensors"), json.loads((shipped_head() / "config.json").read_text())
+        )
+        for damage in case.damages:
+            damage(head)
+        found = diagnose(head.write(tmp_path / "head"), str(target), material=functools.partial(texts, amount=amount))
+        assert found.kind == case.kind, found.verdict
+        assert sorted(shlex.split(found.flags)) == sorted(shlex.split(case.flags)), found.verdict
+        assert case.word in found.verdict
+        if case.kind != "beyond-repair":
+            assert 1.2 < found.expected_length < 2.0
+        if case.flags and case.whole:
+            repaired = convert(tmp_path / "head", str(target), tmp_path / "out", found.outcome.best.options)
+            sound = convert(shipped_head(), str(target), tmp_path / "sound")
+            assert (repaired.output / "model.safetensors").read_bytes() == (
+                sound.output / "model.safetensors"
+            ).read_bytes()
+            assert repaired.layout.config == sound.layout.config
+        return found.verdict
+
+    return run
+
+
+def test_finds_faults_in_a_trained_head(check):
+    """One that ruins it, and none; all others take many minutes."""
+    for case in (SOUND["as shipped"], SINGLE["norm before residual claimed"]):
+        check(case, LITTLE)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("fault", [*SINGLE, *PAIRS])
+def test_finds_a_fault(fault, check, record_property):
+    record_property("verdict", check((SINGLE | PAIRS)[fault]))
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("form", SOUND)
+def test_calls_a_sound_head_sound(form, check, record_property):
+    record_property("verdict", check(SOUND[form]))

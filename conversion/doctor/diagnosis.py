@@ -156,12 +156,13 @@ def _conclude(head: str, asked: str, target: Target, outcome: Outcome, material:
     outlook = f"expect an acceptance length of {length:.2f} at k = {k}"
     per_depth = best.measured().per_depth
     fatal = next((f for f in findings if f.kind == "fatal"), None)
-    hopeless = per_depth[0] < max(0.1, 1.5 * material.floor)
+    suspects = [f.text for f in findings if f.kind == "suspect"]
+    # Readings of a part that was never trained differ too, for reasons that help nobody.
+    hopeless = per_depth[0] < max(0.15 if suspects else 0.1, 1.5 * material.floor)
     if fatal is not None:
         kind, verdict = "beyond-repair", f"cannot be repaired by flags: {fatal.text}"
         threads = fatal.threads
     elif hopeless:
-        suspects = [f.text for f in findings if f.kind == "suspect"]
         kind = "beyond-repair"
         verdict = (
             f"cannot be repaired by flags: under no reading that fits its shapes do more than {per_depth[0]:.0%} of "
@@ -178,6 +179,8 @@ def _conclude(head: str, asked: str, target: Target, outcome: Outcome, material:
         weak = length < _WEAK and k == 3
         kind, threads = ("weak" if weak else "sound"), ""
         verdict = f"the head is sound{' and simply weak' if weak else ''}: no other reading agrees better; {outlook}"
+        if weak and suspects:
+            verdict += f"; suspect: {'; '.join(suspects[:3])}"
     else:
         before = "its reader refuses to guess" if current is None else f"now {_share(current)}"
         kind = "repairable"

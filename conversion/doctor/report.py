@@ -60,15 +60,17 @@ def check_plot(plot: Path | None) -> None:
 
 
 def draw(found: Diagnosis, plot: Path) -> None:
-    """Agreement by depth, one line for each of the best readings."""
+    """Agreement by depth, one line for each of the best readings, at the positions that all of them were tried on."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
-    for c in reversed(_rows(found)[:_PLOTTED]):
-        shares, special = c.measured().per_depth, c in (found.outcome.best, found.outcome.current)
+    shown = _rows(found)[:_PLOTTED]
+    positions = min(len(c.measured().hits) for c in shown)
+    for c in reversed(shown):
+        shares, special = c.measured().first(positions).per_depth, c in (found.outcome.best, found.outcome.current)
         label = c.says + (" (now)" if c is found.outcome.current else "")
         line: dict[str, Any] = {"linewidth": 2.5, "zorder": 3} if special else {"linewidth": 1, "alpha": 0.6}
         if c is found.outcome.best:
@@ -81,7 +83,7 @@ def draw(found: Diagnosis, plot: Path) -> None:
     axes.set_xticks(range(1, 5))
     axes.set_ylim(0, None)
     axes.set_xlabel("depth of the chain")
-    axes.set_ylabel("drafts that are the target's own token")
+    axes.set_ylabel(f"drafts that are the target's own token, at {positions} positions")
     axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
     axes.set_title(textwrap.fill(found.verdict, 100), fontsize=9, loc="left")
     axes.legend(*(list(reversed(part)) for part in axes.get_legend_handles_labels()), fontsize=8,
