@@ -143,14 +143,14 @@ def test_bfloat16_in_the_layout_of_this_machine(target, head):
 @pytest.fixture
 def broken(request, monkeypatch):
     """One part of tree verification left out."""
-    from vllm_eagle_plugin.tree import runner
+    from vllm_eagle_plugin.tree import kv_layout, runner
 
     if request.param == "mask":
         monkeypatch.setattr(runner, "attach", lambda *a, **k: None)
     elif request.param == "positions":
         monkeypatch.setattr(runner.TreeRunner, "_set_positions", lambda *a: None)
     else:
-        monkeypatch.setattr(runner, "move_slots", lambda *a: None)
+        monkeypatch.setattr(kv_layout, "move_slots", lambda *a: None)
 
 
 @pytest.mark.parametrize("broken", ["mask", "positions", "compaction"], indirect=True)

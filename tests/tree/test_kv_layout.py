@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -109,3 +111,16 @@ def test_an_unknown_layout_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "cpu_attn_reshape_and_cache", lambda *args, **kwargs: None)
     with pytest.raises(LayoutError, match=r"vec, torch.float32, blocks of 96"):
         layout_of(Case(block_size=96).layer(2))
+
+
+def test_moving_slots_of_flash_attention():
+    """Its caches are [blocks, kv_heads, block_size, keys and values]; a chain of moves reads before it writes."""
+    cuda = pytest.importorskip("vllm_eagle_plugin.tree.cuda_attention")
+    cache = torch.randn(5, 2, 16, 8)
+    layer = SimpleNamespace(kv_cache=cache.clone())
+    source, destination = torch.tensor([35, 36, 70]), torch.tensor([33, 35, 36])
+    cuda.move_slots([layer], source, destination)
+    before, after = (c.transpose(1, 2).flatten(0, 1) for c in (cache, layer.kv_cache))
+    assert torch.equal(after[destination], before[source])
+    kept = [i for i in range(80) if i not in destination.tolist()]
+    assert torch.equal(after[kept], before[kept])

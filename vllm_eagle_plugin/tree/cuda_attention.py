@@ -41,6 +41,17 @@ def enable(layers: Iterable[Any], room: int = 0) -> None:
             raise TypeError(f"{type(layer.impl).__name__} cannot carry trees: {unsupported(layer)}")
 
 
+def move_slots(layers: Iterable[Any], source: Tensor, destination: Tensor) -> None:
+    """Copy keys and values of token slots [n] (block * block size + offset) to slots [n] in these layers' caches.
+
+    All sources are read before any destination is written.
+    """
+    for layer in layers:
+        slots = layer.kv_cache.transpose(1, 2)  # [blocks, block_size, kv_heads, keys and values]
+        size = slots.shape[1]
+        slots[destination // size, destination % size] = slots[source // size, source % size]
+
+
 class TreeFlashAttentionImpl(FlashAttentionImpl):
     """vLLM's FlashAttention that heeds `attach`."""
 

@@ -12,7 +12,7 @@ from .config import Drafting, Shape
 from .cost import CostModel
 from .grow import Drawn, Growth, Scorer, select
 from .metrics import Metrics
-from .requests import FREE, Allowance, allowance
+from .requests import FREE, NONE, Allowance, allowance
 from .tree import Tree
 
 #: Until costs are measured: drafting is free, as in a plan that counts drafts alone.
@@ -65,19 +65,24 @@ class Planner:
     def plan(self, runner: Any) -> Plan:
         """What the requests of the runner's batch may draft."""
         requests = runner.input_batch.req_ids
-        wanted = self.controller.limits(requests) if self.controller else [self.shape.depth] * len(requests)
-        levels, chains = [], []
+        allowed = []
         for index, request in enumerate(requests):
-            allowed = Allowance(levels=0)  # still reading its prompt
-            if not runner.discard_request_mask.np[index]:
-                allowed = self._allowed(runner.requests[request], runner.sampled[index])
-                self._count(request, allowed.reason or self._chain_reason)
-            levels.append(wanted[index] if allowed.levels is None else min(wanted[index], allowed.levels))
-            chains.append(allowed.chain)
-        trials = self.controller.trials(requests) if self.controller else [False] * len(requests)
-        tried = [level if trial else 0 for level, trial in zip(levels, trials, strict=True)]
+            if runner.discard_request_mask.np[index]:
+                allowed.append(NONE)  # still reading its prompt
+                continue
+            allowed.append(self._allowed(runner.requests[request], runner.sampled[index]))
+            self._count(request, allowed[-1].reason or self._chain_reason)
+        levels = [self.shape.depth if a.levels is None else min(self.shape.depth, a.levels) for a in allowed]
+        trials: list[int] = []
+        if self.controller:
+            asked = [index for index, level in enumerate(levels) if level]
+            drafting = [requests[index] for index in asked]
+            for index, limit in zip(asked, self.controller.limits(drafting), strict=True):
+                levels[index] = min(levels[index], limit)
+            tried = dict(zip(asked, self.controller.trials(drafting), strict=True))
+            trials = [level if tried.get(index) else 0 for index, level in enumerate(levels)]
         nodes = [self.shape.nodes if level else 0 for level in levels]
-        return Plan(nodes, levels, chains, tried if any(tried) else ())
+        return Plan(nodes, levels, [a.chain for a in allowed], trials if any(trials) else ())
 
     def scorer(self, requests: list[str]) -> Scorer | None:
         """What candidates are ranked by, beyond the head's own word."""
@@ -92,7 +97,8 @@ class Planner:
     def choose(self, growth: Growth, plan: Plan, requests: list[str]) -> list[Tree]:
         """The tree of each request."""
         budgets = self.chooser.budgets(growth, plan) if self.chooser else plan.nodes
-        drawn = select(growth.candidates(), budgets, plan.levels, plan.chains)
+        # Where nodes are chosen by what they are worth, the head's chain has to earn its place too.
+        drawn = select(growth.candidates(), budgets, plan.levels, plan.chains, keep_chain=self.chooser is None)
         for request, each in zip(requests, drawn, strict=True):
             self._requests.setdefault(request, _Request()).drawn = each
         return [each.tree for each in drawn]
@@ -106,8 +112,10 @@ class Planner:
             return
         self.metrics.verified(len(tree), depth, len(path))
         known = self._requests.get(request)
-        if self.chooser and known is not None and known.drawn is not None:
-            self.calibration.observe(known.drawn.claims[: len(tree)], tree, path, request)
+        drawn = known.drawn if known is not None else None
+        # It may be another: vLLM puts its own drafts where ours did not fit.
+        if self.chooser and drawn is not None and len(drawn.tree) >= len(tree) and drawn.tree.first(len(tree)) == tree:
+            self.calibration.observe(drawn.claims[: len(tree)], tree, path, request)
 
     def forget(self, request: str) -> None:
         """A request has ended."""

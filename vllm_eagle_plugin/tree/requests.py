@@ -17,7 +17,7 @@ class Allowance:
     reason: str = ""
 
 
-FREE = Allowance()
+FREE, NONE = Allowance(), Allowance(levels=0)
 
 
 def allowance(params: Any, emitted: int) -> Allowance:

@@ -17,14 +17,15 @@ import numpy as np
 import torch
 from vllm.config import get_layers_from_vllm_config
 from vllm.model_executor.layers.attention import Attention
+from vllm.v1.sample.logits_processor import BUILTIN_LOGITS_PROCESSORS, LogitsProcessors
 
 from ..errors import HeadError
 from .attention import MaskedRows, attach
+from .backend import backend
 from .config import Drafting, parse_drafting
 from .cost import Curve
-from .cpu_attention import enable, unsupported
-from .kv_layout import move_slots
 from .requests import draws_plainly
+from .room import with_room
 from .tree import Tree
 from .verify import walk
 
@@ -80,17 +81,25 @@ class TreeRunner(Base):
         self._state: Any = None
         self.clock = Clock(vllm_config.parallel_config.tensor_parallel_size == 1)
         super().__init__(vllm_config, device)
+        # Under speculation vLLM leaves out those that its rejection sampler lacks; the plain sampler has them all.
+        self.input_batch.logitsprocs = LogitsProcessors(
+            processor(vllm_config, device, device.type == "cuda") for processor in BUILTIN_LOGITS_PROCESSORS
+        )
 
-    def load_model(self, *args: Any, **kwargs: Any) -> None:
-        super().load_model(*args, **kwargs)
+    def initialize_kv_cache(self, kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
+        attention, room = backend(self.device), 0
+        if attention.room:
+            kv_cache_config, room = with_room(kv_cache_config, attention.room)
+        super().initialize_kv_cache(kv_cache_config, *args, **kwargs)
+        self._move_slots = attention.move_slots
         layers = get_layers_from_vllm_config(self.vllm_config, Attention)
-        reasons = {name: reason for name, layer in layers.items() if (reason := unsupported(layer))}
+        reasons = {name: reason for name, layer in layers.items() if (reason := attention.unsupported(layer))}
         if reasons:
             name, reason = next(iter(reasons.items()))
             logger.warning("Drafting chains, not trees: %s (%d layers, such as %s).", reason, len(reasons), name)
             self.drafter.planner.fall_back(f"attention: {reason}")
         else:
-            enable(layers.values())
+            attention.enable(layers.values(), room)
 
     def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: np.ndarray) -> Any:
         prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
@@ -208,8 +217,7 @@ class TreeRunner(Base):
             source, target = (blocks[request, p // size].long() * size + p % size for p in positions)
             # The head needs none of this: its next pass writes what was accepted anew.
             caches = {layers[n].kv_cache.data_ptr(): layers[n] for n in described.layer_names if n not in drafting}
-            for layer in caches.values():
-                move_slots(layer, source, target)
+            self._move_slots(caches.values(), source, target)
 
     def _update_states(self, scheduler_output: Any) -> Any:
         for request in scheduler_output.finished_req_ids:
