@@ -1,0 +1,103 @@
+"""Adaptive length in the engine: pauses leave nothing out, a worthless head is left alone, a good one is not."""
+
+from __future__ import annotations
+
+import pytest
+
+from vllm_eagle_plugin import record
+
+from ..cases import CASES
+from ..known_answer import known_answer_head, save_head
+from ..random_models import HEADS, VOCAB, random_head, random_target
+from ..test_drafts import public_id, reference_drafts
+from ..test_known_answer import continues, walks
+from .drafting import prompts, tree_engine
+
+pytestmark = pytest.mark.engine
+K = 4
+
+
+class ByTurns:
+    """A controller that drafts in one step of six."""
+
+    def __init__(self):
+        self.step = 0
+
+    def limits(self, requests):
+        self.step += 1
+        return [0 if self.step % 6 else K] * len(requests)
+
+    def trials(self, requests):
+        return [False] * len(requests)
+
+    def observe(self, *seen):
+        pass
+
+    def forget(self, request):
+        pass
+
+    def state(self):
+        return {}
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("random-target")
+    return folder, random_target(folder)
+
+
+@pytest.fixture
+def proposals():
+    seen: list[record.Proposal] = []
+    record.observers.append(seen.extend)
+    yield seen
+    record.observers.clear()
+
+
+@pytest.mark.parametrize("name", ["eagle-everything", "eagle3-everything", "feature"])
+def test_drafts_after_a_pause_are_those_without(name, target, proposals, monkeypatch, tmp_path):
+    """While nothing is drafted the head does not run; what it has not read, it reads before it drafts again."""
+    from vllm_eagle_plugin.tree import planner
+
+    monkeypatch.setattr(planner, "controller", lambda *a: ByTurns())
+    folder, model = target
+    head = random_head(HEADS[name], model)
+    save_head(head, tmp_path / "head")
+    asked = prompts(20, 90, vocab=VOCAB)
+    with tree_engine(folder, tmp_path / "head", K, {"adaptive": True}, max_num_seqs=20) as running:
+        outputs = running.generate(asked, max_tokens=40)
+        order, counters = running.request_ids, running.counters()
+    assert 0 < counters.drafts < 20 * 40 / 3
+    compared = 0
+    for request, prompt, output in zip(order, asked, outputs, strict=True):
+        tokens = prompt + output
+        expected = reference_drafts(head, model, tokens)
+        for proposal in (p for p in proposals if public_id(p) == request and p.drafts):
+            if len(prompt) - 1 <= proposal.position < len(expected):
+                assert proposal.drafts == expected[proposal.position].tolist()
+                compared += 1
+    assert compared >= 50
+
+
+@pytest.mark.parametrize("eagle", [{"adaptive": {"controller": "window"}}, {"tree": "auto"}])
+def test_a_worthless_head_is_left_alone(eagle, target, tmp_path):
+    folder, model = target
+    save_head(random_head(HEADS["eagle3"], model), tmp_path / "head")
+    with tree_engine(folder, tmp_path / "head", 8, eagle) as running:
+        running.generate(prompts(16, 30, vocab=VOCAB), max_tokens=150)
+        first = running.counters()
+        running.generate(prompts(16, 30, vocab=VOCAB, seed=1), max_tokens=150)
+        later = running.counters() - first
+    assert later.draft_tokens < 16 * 150 * 8 / 4, "a fixed length would have drafted four times as many"
+
+
+def test_a_head_that_is_always_right_drafts_the_most(targets, head_folder):
+    target = targets()
+    save_head(known_answer_head(CASES["eagle-fc-bias"](), target), head_folder)
+    with tree_engine(target.folder, head_folder, K, {"adaptive": {"controller": "window"}}) as running:
+        outputs = running.generate(walks(target), max_tokens=41)
+        counters = running.counters()
+        lengths = running.llm.collective_rpc("drafting_report")[0]["controller"]["lengths"]
+    assert all(continues(target, p, o) for p, o in zip(walks(target), outputs, strict=True))
+    assert counters.acceptance_length == K + 1
+    assert set(lengths) == {K}
