@@ -80,7 +80,7 @@ def test_refused_before_anything_is_loaded(case, target_for, head_folder):
     save_head(known_answer_head(config, target), head_folder)
     settings = {"worker_cls": "vllm_eagle_plugin.TreeWorker", **options}
     with (
-        pytest.raises(ValueError, match="--worker-cls vllm_eagle_plugin.TreeWorker") as error,
+        pytest.raises(ValueError, match=r"--worker-cls vllm_eagle_plugin\.TreeWorker") as error,
         engine(target.folder, head_folder, 16, additional_config=additional, **settings),
     ):
         pass
