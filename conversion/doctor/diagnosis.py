@@ -156,14 +156,15 @@ def _conclude(head: str, asked: str, target: Target, outcome: Outcome, material:
     outlook = f"expect an acceptance length of {length:.2f} at k = {k}"
     per_depth = best.measured().per_depth
     fatal = next((f for f in findings if f.kind == "fatal"), None)
-    suspects = [f.text for f in findings if f.kind == "suspect"]
+    suspicious = [f for f in findings if f.kind == "suspect"]
+    suspects = [f.text for f in suspicious]
     # Readings of a part that was never trained differ too, for reasons that help nobody.
     hopeless = per_depth[0] < max(0.15 if suspects else 0.1, 1.5 * material.floor)
     if fatal is not None:
         kind, verdict = "beyond-repair", f"cannot be repaired by flags: {fatal.text}"
         threads = fatal.threads
     elif hopeless:
-        kind = "beyond-repair"
+        kind, threads = "beyond-repair", "; ".join(dict.fromkeys(f.threads for f in suspicious if f.threads))
         verdict = (
             f"cannot be repaired by flags: under no reading that fits its shapes do more than {per_depth[0]:.0%} of "
             f"its first drafts agree with {target.name}; "
