@@ -277,7 +277,7 @@ def trace(
 
     from rich.console import Console
 
-    from .methods import engine_options, make_method
+    from .methods import engine_options, make_method, refuse_trees
     from .session import Sampling
     from .trace import trace as run
     from .trace import trace_page, write_picture
@@ -285,6 +285,7 @@ def trace(
     _check_files(output, html, None)
     _check_files(svg, None, None)
     chosen = make_method(head, method, k, spec_config)
+    refuse_trees(chosen)
     result = run(target, chosen, prompt, Sampling(temperature, max_tokens), engine_options(engine_args), not raw)
     _deliver(result, as_json, output)
     if html is not None:

@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import HeadError
 from .answer import Answer
 from .host import StepClock, StepWatch, TraceStep, allow_synthetic_acceptance_on_cpu
+from .methods import DRAFTING, TREE_WORKER
 from .prompts import Question
 from .records import Record
 from .session import Counters, Done, Sampling, Step, conversations
@@ -35,7 +36,8 @@ def prepare_process() -> None:
 def open_engine(
     target: str, speculative: dict[str, Any] | None, options: dict[str, Any], share: int = 1
 ) -> Iterator[Engine]:
-    """An engine for `target`; `speculative` is vLLM's speculative config, `options` are engine arguments.
+    """An engine for `target`; `speculative` is vLLM's speculative config, which may also say how to draft trees
+    (see `methods.DRAFTING`), `options` are engine arguments.
 
     `share`: how many engines are to fit into this machine's memory together.
 
@@ -50,7 +52,9 @@ def open_engine(
 
     settings: dict[str, Any] = {"disable_log_stats": False, "seed": 0, **_memory(share), **options}
     if speculative is not None:
-        settings |= {"speculative_config": dict(speculative), **DETAILED}
+        settings |= {"speculative_config": {k: v for k, v in speculative.items() if k != DRAFTING}, **DETAILED}
+        if DRAFTING in speculative:
+            settings |= {"additional_config": {DRAFTING: speculative[DRAFTING]}, "worker_cls": TREE_WORKER}
     llm = None
     try:
         try:

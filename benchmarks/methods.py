@@ -13,6 +13,9 @@ from ..errors import HeadError, UsageError
 PLAIN = "plain"
 #: Methods that need no model; the rest of vLLM's take one in `model`.
 MODEL_FREE = ("ngram", "ngram_gpu", "suffix")
+#: Key of a speculative config of ours that asks for trees or adaptive length, as the `eagle` section of vLLM's
+#: additional config does; and the worker that serves it.
+DRAFTING, TREE_WORKER = "eagle", "vllm_eagle_plugin.TreeWorker"
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ def make_method(head: str | None, method: str | None, k: int, extra: str | None 
         name = f"{method} {name}"
     if config.get("rejection_sample_method") == "synthetic":
         name += f" (synthetic {config.get('synthetic_acceptance_length', 'rates')})"
+    if DRAFTING in config:
+        name += f" {_drafting_words(config[DRAFTING], config['num_speculative_tokens'])}"
     return Method(f"{name}, k={config['num_speculative_tokens']}", config)
 
 
@@ -79,6 +84,28 @@ def make_methods(heads: list[str] | None, methods: list[str] | None, configs: li
     if twice:
         made = [Method(f"{m.name} #{i}" if m.name in twice else m.name, m.speculative) for i, m in enumerate(made, 1)]
     return made
+
+
+def _drafting_words(section: Any, nodes: int) -> str:
+    """What an `eagle` section asks for, in a table's words.
+
+    Raises:
+        UsageError: nothing that can be drafted.
+    """
+    from ..tree.config import parse_drafting
+
+    drafting = parse_drafting({DRAFTING: section}, nodes)
+    if drafting is None:
+        raise UsageError(f"{DRAFTING} is {section!r}", 'Expected: such as {"tree": "auto"}')
+    shape = drafting.shape
+    words = "chain" if shape.kind == "chain" else f"{shape.kind} tree of depth {shape.depth}"
+    return f"{words}, adaptive" if drafting.adaptive and shape.kind != "auto" else words
+
+
+def refuse_trees(method: Method) -> None:
+    """Raises UsageError for a method that drafts trees, where only chains can be shown."""
+    if (method.speculative or {}).get(DRAFTING, {}).get("tree"):
+        raise UsageError("a trace of draft trees", "Only chains can be drawn so far", f"Leave {DRAFTING}.tree out")
 
 
 def check_head(head: str) -> None:

@@ -32,24 +32,29 @@ PLAIN, HEAD = Method("plain", None), Method("head, k=3", {"model": "head", "num_
 
 
 @pytest.mark.engine
-def test_plain_head_and_ngram(language: Language, tmp_path: Path) -> None:
+def test_plain_head_ngram_and_tree(language: Language, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt_token_ids": [i] * 3}) + "\n" for i in range(7)))
     page, picture = tmp_path / "c.html", tmp_path / "c.png"
     arguments = ["--target", language.target, "--head", language.head, "--method", "ngram", "-k", K, "--json"]
+    tree = {"eagle": {"tree": {"kind": "static", "branches": [2, 1, 1]}}, "num_speculative_tokens": 6}
+    arguments += ["--spec-config", json.dumps({"model": str(language.head), **tree})]
     files = ["--prompts", prompts, "--html", page, "--plot", picture]
     limits = ["--max-tokens", TOKENS, "--concurrency", 2, "--engine-args", json.dumps(OPTIONS)]
     done = run_cli("bench", "compare", *arguments, *files, *limits)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    plain, head, ngram = result["rows"]
+    plain, head, ngram, tree = result["rows"]
     assert result["questions"] == 6, "blocks of two: the seventh question is left out"
-    assert (plain["identical"], head["identical"], ngram["identical"]) == (6, 6, 6)
+    assert [row["identical"] for row in result["rows"]] == [6, 6, 6, 6]
+    assert tree["name"] == "head static tree of depth 3, k=6"
+    lengths = [row["acceptance"]["acceptance_length"]["value"] for row in (head, tree)]
+    assert lengths[0] <= lengths[1] <= 4
     assert result["differences"] == []
     steps = [a for i in range(6) for a in language.accepted([i] * 3, TOKENS)]
     assert head["acceptance"]["acceptance_length"]["value"] == 1 + sum(steps) / len(steps)
     assert ngram["acceptance"]["accepted_tokens"] > 0, "a cycle repeats itself"
-    for made in (head, ngram):
+    for made in (head, ngram, tree):
         per_step = made["acceptance"]["tokens_per_step"]["value"]
         assert made["implied_overhead"] == pytest.approx(per_step / made["speedup"]["value"] - 1)
     assert plain["speedup"] == {"value": 1.0, "low": None, "high": None}
@@ -182,6 +187,9 @@ def test_methods(tmp_path: Path) -> None:
         "num_speculative_tokens": 2, "prompt_lookup_max": 4, "method": "ngram",
     }  # fmt: skip
     assert make_method(None, "none", 3).speculative is None
+    for eagle, words in ({"tree": "auto"}, "auto tree of depth 5"), ({"adaptive": True}, "chain, adaptive"):
+        tree = make_method(str(tmp_path), None, 16, json.dumps({"eagle": eagle}))
+        assert tree.name == f"{tmp_path.name} {words}, k=16"
     with pytest.raises(UsageError, match="has none"):
         make_method(str(tmp_path), "none", 3)
     twice = make_methods([str(tmp_path), str(tmp_path)], [], [], 3)
