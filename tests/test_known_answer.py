@@ -78,7 +78,7 @@ def test_drawn_drafts(name, target_for, head_folder):
 
 
 @pytest.mark.parametrize(
-    "name", ["feature", pytest.param("eagle-fc-bias", marks=pytest.mark.extended), "eagle3-reduced"]
+    "name", [pytest.param(n, marks=pytest.mark.extended) for n in ("feature", "eagle-fc-bias")] + ["eagle3-reduced"]
 )
 def test_torch_compile(name, target_for, head_folder):
     config = CASES[name]()

@@ -58,9 +58,9 @@ def assert_lossless(texts, target):
 CHAINS = [
     ("feature", "greedy"),
     ("feature", "probabilistic"),
-    ("projection", "probabilistic"),
-    ("surgery", "probabilistic"),
-    ("eagle-fc-bias", "greedy"),
+    pytest.param("projection", "probabilistic", marks=pytest.mark.extended),
+    pytest.param("surgery", "probabilistic", marks=pytest.mark.extended),
+    pytest.param("eagle-fc-bias", "greedy", marks=pytest.mark.extended),
     ("eagle-fc-bias", "probabilistic"),
     ("eagle3", "probabilistic"),
     ("stock", "greedy"),

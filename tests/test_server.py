@@ -147,7 +147,7 @@ def assert_adds_up(counted: Counters) -> None:
         "feature",
         pytest.param("surgery", marks=pytest.mark.extended),
         pytest.param("projection", marks=pytest.mark.extended),
-        "eagle-fc-bias",
+        pytest.param("eagle-fc-bias", marks=pytest.mark.extended),
         "eagle3-reduced",
     ],
 )

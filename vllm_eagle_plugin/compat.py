@@ -85,7 +85,6 @@ def install() -> None:
         _guarded(step)
     when_imported("vllm.v1.spec_decode.eagle", _hook_eagle_proposer)
     when_imported("vllm.utils.cpu_triton_utils", _correct_cpu_expand)
-    when_imported("vllm.sampling_params", _hook_sampling_params)
 
 
 def require() -> None:
@@ -213,6 +212,7 @@ def _hook_vllm_config() -> None:
             require()
             check_drafting(self)
             setattr(self.speculative_config, _TREES, True)
+            when_imported("vllm.sampling_params", _hook_sampling_params)
 
     setattr(__post_init__, _MARK, True)
     VllmConfig.__post_init__ = __post_init__

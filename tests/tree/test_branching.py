@@ -18,7 +18,15 @@ BOTH = {"kind": "static", "branches": [2, 2, 2]}
 NODES = 2 + 4 + 8
 
 
-@pytest.mark.parametrize("name", ["feature-own-lm-head", "projection", "eagle-own-lm-head", "eagle3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "feature-own-lm-head",
+        pytest.param("projection", marks=pytest.mark.extended),
+        pytest.param("eagle-own-lm-head", marks=pytest.mark.extended),
+        "eagle3",
+    ],
+)
 def test_trees_accept_what_chains_cannot(name, targets, head_folder):
     target = targets("llama", SUBSET)
     head, confused = confused_head(CASES[name](), target)
@@ -46,15 +54,14 @@ def test_trees_accept_what_chains_cannot(name, targets, head_folder):
     assert not report["fallback_requests"]
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "auto"])
-def test_a_tree_is_never_worse_than_the_chain_in_it(kind, targets, head_folder):
+def test_a_tree_is_never_worse_than_the_chain_in_it(targets, head_folder):
     target = targets("llama", SUBSET)
     head, confused = confused_head(CASES["eagle3"](), target)
     save_head(head, head_folder)
     asked = walks(target)
     expected = [n for prompt in asked for n in steps(target, prompt, TOKENS, DEPTH, confused)]
-    tree = {"kind": kind, "depth": DEPTH}
-    with tree_engine(target.folder, head_folder, 12, {"tree": tree, "adaptive": False}) as running:
+    tree = {"kind": "dynamic", "depth": DEPTH}
+    with tree_engine(target.folder, head_folder, 12, {"tree": tree}) as running:
         outputs = running.generate(asked, max_tokens=TOKENS)
         found = running.counters()
     assert all(continues(target, p, o) for p, o in zip(asked, outputs, strict=True))

@@ -18,8 +18,9 @@ BOTH = {"kind": "static", "branches": [2, 2, 2]}
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("name", ["eagle3-reduced", pytest.param("feature-reduced", marks=pytest.mark.extended)])
-@pytest.mark.parametrize("tree", [BOTH, pytest.param({"kind": "auto"}, marks=pytest.mark.extended)])
+@pytest.mark.extended
+@pytest.mark.parametrize("name", ["eagle3-reduced", "feature-reduced"])
+@pytest.mark.parametrize("tree", [BOTH, {"kind": "auto"}])
 def test_tensor_parallel(name, tree, target_for, head_folder):
     config = CASES[name]()
     target = target_for(config)

@@ -104,7 +104,12 @@ def drawn(running, kinds, samples):
 
 
 @pytest.mark.parametrize(
-    ("name", "samples"), [("eagle3", 2000), pytest.param("feature", SAMPLES, marks=pytest.mark.extended)]
+    ("name", "samples"),
+    [
+        ("eagle3", 500),
+        pytest.param("eagle3", SAMPLES, marks=pytest.mark.extended),
+        pytest.param("feature", SAMPLES, marks=pytest.mark.extended),
+    ],
 )
 def test_every_parameter_follows_the_target(name, samples, target, tmp_path):
     """Requests with every kind of sampling parameter, in the same batches."""
@@ -116,10 +121,11 @@ def test_every_parameter_follows_the_target(name, samples, target, tmp_path):
     assert 0.1 < counted.accepted / (TREE["depth"] * counted.drafts) < 0.95, "a walk must end at every depth"
     for kind, found in texts.items():
         assert_lossless(target, found, PARAMETERS[kind])
-    # The power of the test: three in a hundred tokens taken from the draft instead are noticed.
+    # The power of the test: the likeliest token, which is what heads draft, three points too likely is noticed.
     found = texts["temperature"]
     likeliest = distributions(target, found, {}).argmax(-1)
-    taken = torch.from_numpy(np.random.default_rng(0).random(found.shape) < 0.03)
+    others = float((found != likeliest).double().mean())
+    taken = torch.from_numpy(np.random.default_rng(0).random(found.shape) < 0.03 / others)
     assert deviations(target, torch.where(taken, likeliest, found), {})[0] > 4
 
 
