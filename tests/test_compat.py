@@ -41,7 +41,7 @@ def assert_only_heads_are_refused(what: tuple[str, ...], head: Path, target: Pat
     with pytest.raises(HeadError) as caught:
         compat.require()
     found = " ".join(compat.vllm_distribution() or ())
-    for part in (*what, found, "its tests ran on 0.32.0", "Install one of these"):
+    for part in (*what, found, f"its tests ran on {', '.join(compat.TESTED)}", "Install one of these"):
         assert part in str(caught.value)
     assert_refused((*what, found), target, head)
 
@@ -94,3 +94,37 @@ def test_newer_vllm_only_warns(fresh, head, targets):
     (warning,) = warnings
     assert "not compared with vllm 0.99.1 (newest known: 0.33)" in warning
     assert front_end(targets().folder, head).speculative_config.method == "eagle"
+
+
+def test_runners_of_another_shape():
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+    compat.require_tree_runner(CPUModelRunner)
+    lacking = {name: getattr(CPUModelRunner, name) for name in compat.RUNNER_METHODS if name != "_sample"}
+    with pytest.raises(HeadError, match=r"R has no _sample, .*its tests ran on 0\.3"):
+        compat.require_tree_runner(type("R", (), lacking))
+    other = {**lacking, "_sample": lambda self, logits, metadata: None}
+    with pytest.raises(HeadError, match=r"R\._sample takes logits, metadata, not logits, spec_decode_metadata"):
+        compat.require_tree_runner(type("R", (), other))
+
+
+def test_runner_without_something_we_read():
+    made = SimpleNamespace(**dict.fromkeys(set(compat.RUNNER_ATTRIBUTES) - {"positions", "requests"}))
+    with pytest.raises(HeadError, match="model runner has no positions, requests"):
+        compat.require_attributes(made)
+
+
+def test_kernels_are_replaced_where_they_are_called():
+    """vLLM 0.30 calls its CPU stand-ins through wrappers made when their module was; later ones by name."""
+
+    def stock() -> str:
+        return "stock"
+
+    module = SimpleNamespace(_expand=stock, expand=SimpleNamespace(func=stock), other=SimpleNamespace(func=len))
+    compat.replace_kernel(module, "_expand", lambda: "ours")
+    assert (module._expand(), module.expand.func(), module.other.func) == ("ours", "ours", len)
+
+
+def test_this_vllm_is_one_that_is_tested():
+    """`tools/versions.sh` runs this on each of them."""
+    assert (compat.vllm_distribution() or ("", ""))[1] in compat.TESTED

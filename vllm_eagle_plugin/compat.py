@@ -1,7 +1,7 @@
 """Every place where we touch vLLM's internals, and what we know about its versions.
 
-`install` runs in each vLLM process. It registers names, and hooks three places that vLLM has no
-extension point for; each hook is applied once, changes nothing unless a head of ours is in use (the CPU
+`install` runs in each vLLM process. It registers names, and hooks the few places that vLLM has no
+extension point for (the functions `_hook_*` and `_correct_*`); each hook is applied once, changes nothing unless a head of ours is in use (the CPU
 sampler correction excepted, which only repairs), and is checked against the vLLM it meets.
 """
 
@@ -50,6 +50,33 @@ PROPOSER_METHODS = (
     "_maybe_share_lm_head",
     "_sample_from_logits",
 )
+#: What the tree runner overrides of vLLM's V1 runner (with the parameters it hands on by name or place), and
+#: what it reads of a runner that has been made.
+RUNNER_METHODS = {
+    "_prepare_inputs": ("scheduler_output", "num_scheduled_tokens"),
+    "_build_attention_metadata": (),
+    "_sample": ("logits", "spec_decode_metadata"),
+    "execute_model": (),
+    "sample_tokens": ("grammar_output",),
+    "initialize_kv_cache": ("kv_cache_config",),
+    "_input_fits_in_drafter": ("common_attn_metadata",),
+    "_update_states": ("scheduler_output",),
+}
+RUNNER_ATTRIBUTES = (
+    "_draft_token_ids",
+    "discard_request_mask",
+    "drafter",
+    "execute_model_state",
+    "input_batch",
+    "input_ids",
+    "max_num_tokens",
+    "num_scheduled_tokens",
+    "positions",
+    "query_start_loc",
+    "requests",
+    "sampler",
+    "use_aux_hidden_state_outputs",
+)
 
 _MARK = "_vllm_eagle_plugin"
 #: Attribute of a speculative config whose drafts are verified as trees.
@@ -90,11 +117,33 @@ def install() -> None:
 def require() -> None:
     """Raise `HeadError` if this vLLM cannot serve our heads. Called only when one is asked for."""
     if _problem is not None:
-        raise HeadError(
-            f"vllm-eagle-plugin cannot work with the vLLM found here ({_found()}): {_problem}",
-            f"It needs vLLM {_dotted(SUPPORTED[0])} to {_dotted(SUPPORTED[1])}; its tests ran on {', '.join(TESTED)}",
-            "Install one of these, or a newer vllm-eagle-plugin",
-        )
+        raise _unsuited(_problem)
+
+
+def require_tree_runner(runner: type) -> None:
+    """Raise `HeadError` unless `runner`, vLLM's V1 runner class, has what draft trees override."""
+    for name, expected in RUNNER_METHODS.items():
+        method = getattr(runner, name, None)
+        if not callable(method):
+            raise _unsuited(f"{runner.__name__} has no {name}, which draft trees need")
+        taken = tuple(inspect.signature(method).parameters)[1 : 1 + len(expected)]
+        if taken != expected:
+            raise _unsuited(f"{runner.__name__}.{name} takes {', '.join(taken)}, not {', '.join(expected)}")
+
+
+def require_attributes(runner: Any) -> None:
+    """Raise `HeadError` unless a runner that has been made holds what draft trees read."""
+    missing = [name for name in RUNNER_ATTRIBUTES if not hasattr(runner, name)]
+    if missing:
+        raise _unsuited(f"its model runner has no {', '.join(missing)}, which draft trees need")
+
+
+def _unsuited(problem: str) -> HeadError:
+    return HeadError(
+        f"vllm-eagle-plugin cannot work with the vLLM found here ({_found()}): {problem}",
+        f"It needs vLLM {_dotted(SUPPORTED[0])} to {_dotted(SUPPORTED[1])}; its tests ran on {', '.join(TESTED)}",
+        "Install one of these, or a newer vllm-eagle-plugin",
+    )
 
 
 def when_imported(name: str, hook: Callable[[ModuleType], None]) -> None:
@@ -206,7 +255,9 @@ def _hook_vllm_config() -> None:
     @functools.wraps(original)
     def __post_init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        if _asks_for_trees(self):
+        from .tree import asks_for_trees
+
+        if asks_for_trees(self):
             from .tree.check import check_drafting
 
             require()
@@ -216,12 +267,6 @@ def _hook_vllm_config() -> None:
 
     setattr(__post_init__, _MARK, True)
     VllmConfig.__post_init__ = __post_init__
-
-
-def _asks_for_trees(vllm_config: Any) -> bool:
-    additional = vllm_config.additional_config
-    asked = isinstance(additional, dict) and additional.get("eagle") is not None
-    return asked or vllm_config.parallel_config.worker_cls == "vllm_eagle_plugin.TreeWorker"
 
 
 def _hook_sampling_params(module: ModuleType) -> None:
@@ -307,7 +352,16 @@ def _correct_cpu_expand(module: ModuleType) -> None:
         chosen[0](output, values, cu_num_tokens, *args, **kwargs)
 
     setattr(expand, _MARK, True)
-    module._expand_kernel_impl = expand  # type: ignore[attr-defined]
+    replace_kernel(module, "_expand_kernel_impl", expand)
+
+
+def replace_kernel(module: Any, name: str, kernel: Callable[..., Any]) -> None:
+    """Put `kernel` in the place of one of vLLM's CPU stand-ins; up to 0.30 a wrapper beside it is what is called."""
+    original = getattr(module, name)
+    setattr(module, name, kernel)
+    for wrapper in vars(module).values():
+        if getattr(wrapper, "func", None) is original:
+            wrapper.func = kernel
 
 
 def expand_values(

@@ -18,14 +18,14 @@ from .configs import AttentionFreeConfig, HeadConfig
 from .errors import HeadError
 from .fingerprint import check_embedding
 from .record import Proposal, observers, record_to_file
+from .tree import asks_for_trees
 
 
 def proposer_class(vllm_config: Any) -> type[EagleProposer] | None:
     """The proposer for the head in `vllm_config`, or None if it is none of ours."""
     config = _draft_config(vllm_config)
     attention_free = isinstance(getattr(config, "model", None), AttentionFreeConfig)
-    additional = vllm_config.additional_config
-    if isinstance(additional, dict) and additional.get("eagle") is not None:
+    if asks_for_trees(vllm_config):
         from .tree.draft import TreeAttentionFreeProposer, TreeHeadProposer
 
         return TreeAttentionFreeProposer if attention_free else TreeHeadProposer

@@ -53,7 +53,9 @@ def test_compiled(tmp_path):
 
 REFUSED = {
     "worker": ({"eagle": {"tree": "auto"}}, {"worker_cls": "auto"}, "--worker-cls vllm.v1.worker"),
-    "nothing asked": ({}, {}, "without draft trees"),
+    "nothing asked": ({}, {}, "with neither a tree nor adaptive length"),
+    "empty section": ({"eagle": {}}, {"worker_cls": "auto"}, "eagle is {}, with neither"),
+    "too long": ({"eagle": {"adaptive": {"maximum": 40}}}, {}, "lengths up to 40"),
     "unknown kind": ({"eagle": {"tree": "bushy"}}, {}, "tree.kind"),
     "unknown key": ({"eagle": {"tree": {"kind": "dynamic", "dept": 3}}}, {}, "tree.dept"),
     "too deep": ({"eagle": {"tree": {"depth": 20}}}, {}, "20 levels"),

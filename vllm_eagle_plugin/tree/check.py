@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import UsageError
+from . import SECTION, WORKER, asks_for_trees, section
 from .config import Drafting, example, parse_drafting
 
-WORKER = "vllm_eagle_plugin.TreeWorker"
 #: Speculative methods whose heads can draft trees.
 METHODS = ("eagle", "eagle3")
 
@@ -19,19 +19,19 @@ def check_drafting(vllm_config: Any) -> Drafting | None:
         UsageError: a piece is missing, contradicts another, or is one that trees cannot work with.
     """
     speculative, parallel = vllm_config.speculative_config, vllm_config.parallel_config
-    ours = parallel.worker_cls == WORKER
-    asked = isinstance(vllm_config.additional_config, dict) and vllm_config.additional_config.get("eagle") is not None
-    if not asked and not ours:
+    if not asks_for_trees(vllm_config):
         return None
     nodes = getattr(speculative, "num_speculative_tokens", None) or 16
     drafting = parse_drafting(vllm_config.additional_config, nodes)
     if drafting is None:
-        raise _error(f"--worker-cls {WORKER} without draft trees or adaptive length to work on", nodes)
+        given = section(vllm_config.additional_config)
+        said = f"the additional config's {SECTION} is {given}" if given is not None else f"--worker-cls {WORKER}"
+        raise _error(f"{said}, with neither a tree nor adaptive length asked for", nodes)
     if speculative is None:
         raise _error("draft trees or adaptive length without --speculative-config", nodes)
     if speculative.method not in METHODS:
         raise _error(f"draft trees or adaptive length with the speculative method {speculative.method!r}", nodes)
-    if not ours:
+    if parallel.worker_cls != WORKER:
         raise _error(f"draft trees or adaptive length with --worker-cls {parallel.worker_cls}", nodes)
     for found in _unsuited(vllm_config):
         raise _error(f"draft trees or adaptive length {found}", nodes)

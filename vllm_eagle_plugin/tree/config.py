@@ -8,12 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import UsageError
-
-#: The whole command, for the errors that name it.
-COMMAND = (
-    'vllm serve TARGET --speculative-config \'{{"model": "HEAD", "num_speculative_tokens": {nodes}}}\' '
-    "--additional-config '{{\"eagle\": {eagle}}}' --worker-cls vllm_eagle_plugin.TreeWorker --no-async-scheduling"
-)
+from . import SECTION, WORKER, section
 
 
 class _Section(BaseModel):
@@ -156,14 +151,16 @@ def parse_drafting(additional_config: Any, nodes: int) -> Drafting | None:
     Raises:
         UsageError: an unknown key, a value out of range, or one that contradicts `nodes`.
     """
-    section = additional_config.get("eagle") if isinstance(additional_config, dict) else None
-    if section is None:
+    given = section(additional_config)
+    if given is None:
         return None
     try:
-        asked = DraftingConfig.model_validate(section)
+        asked = DraftingConfig.model_validate(given)
     except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'eagle'}: {e['msg']}" for e in error.errors())
-        raise UsageError(f"additional config, eagle: {found}", "A whole command that works", example(nodes)) from None
+        found = "; ".join(f"{'.'.join(map(str, e['loc'])) or SECTION}: {e['msg']}" for e in error.errors())
+        raise UsageError(
+            f"additional config, {SECTION}: {found}", "A whole command that works", example(nodes)
+        ) from None
     if asked.tree is None and asked.adaptive is None:
         return None
     if asked.adaptive is not None and max(asked.adaptive.minimum, asked.adaptive.maximum or 0) > nodes:
@@ -171,10 +168,14 @@ def parse_drafting(additional_config: Any, nodes: int) -> Drafting | None:
             f"adaptive lengths up to {asked.adaptive.maximum or asked.adaptive.minimum} with "
             f"num_speculative_tokens {nodes}",
             "At most num_speculative_tokens was expected",
+            example(max(asked.adaptive.minimum, asked.adaptive.maximum or 0)),
         )
     return Drafting(Shape.of(asked.tree, nodes) if asked.tree else Shape.chain(nodes), asked.adaptive)
 
 
 def example(nodes: int, eagle: str = '{"tree": "auto", "adaptive": true}') -> str:
     """The full command that switches trees on, on a line of its own."""
-    return f"\n    {COMMAND.format(nodes=nodes, eagle=eagle)}\n"
+    return (
+        f'\n    vllm serve TARGET --speculative-config \'{{"model": "HEAD", "num_speculative_tokens": {nodes}}}\' '
+        f"--additional-config '{{\"{SECTION}\": {eagle}}}' --worker-cls {WORKER} --no-async-scheduling\n"
+    )

@@ -11,6 +11,7 @@ from vllm.forward_context import set_forward_context
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
 from ..proposer import AttentionFreeProposer, HeadProposer, sampled_rows
+from . import observe
 from .attention import MaskedRows, attach
 from .backlog import Backlog, Unread
 from .grow import Beams, Growth
@@ -65,6 +66,8 @@ class TreeDrafting(Base):
             clock.observe(planner.costs.level, beams.tokens.numel())
         trees = planner.choose(growth, plan, batch.req_ids)
         self._runner.trees.update(zip(batch.req_ids, trees, strict=True))
+        if observe.observers:
+            observe.drafted(batch.req_ids, trees, growth.candidates())
         return [list(tree.tokens) for tree in trees]
 
     def postpone(self, state: Any) -> bool:

@@ -19,10 +19,12 @@ from vllm.config import get_layers_from_vllm_config
 from vllm.model_executor.layers.attention import Attention
 from vllm.v1.sample.logits_processor import BUILTIN_LOGITS_PROCESSORS, LogitsProcessors
 
+from .. import compat
 from ..errors import HeadError
+from . import WORKER, observe
 from .attention import MaskedRows, attach
 from .backend import backend
-from .config import Drafting, parse_drafting
+from .config import Drafting, example, parse_drafting
 from .cost import Curve
 from .requests import draws_plainly
 from .room import with_room
@@ -81,6 +83,7 @@ class TreeRunner(Base):
         self._state: Any = None
         self.clock = Clock(vllm_config.parallel_config.tensor_parallel_size == 1)
         super().__init__(vllm_config, device)
+        compat.require_attributes(self)
         # Under speculation vLLM leaves out those that its rejection sampler lacks; the plain sampler has them all.
         self.input_batch.logitsprocs = LogitsProcessors(
             processor(vllm_config, device, device.type == "cuda") for processor in BUILTIN_LOGITS_PROCESSORS
@@ -153,6 +156,8 @@ class TreeRunner(Base):
         trees: list[Tree | None] = [None] * len(requests)
         for scheduled in self._scheduled:
             trees[scheduled.index] = scheduled.tree
+        if observe.observers:
+            observe.verified(requests, trees, logits)
         walked = walk(self.sampler, logits, metadata, trees, greedy=self._takes_argmax(metadata))
         if self._only_decodes():
             self.clock.observe(self.drafter.planner.costs.verify, len(logits))
@@ -233,5 +238,9 @@ def require_runner(runner: Any) -> TreeRunner:
         HeadError: it is another, since the worker is another.
     """
     if not isinstance(runner, TreeRunner):
-        raise HeadError(f"draft trees were asked for, but the runner is {type(runner).__name__}")
+        raise HeadError(
+            f"draft trees were asked for, but the model runner is {type(runner).__name__}",
+            f"The worker {WORKER} makes the one that verifies trees",
+            example(16),
+        )
     return runner

@@ -75,4 +75,5 @@ def _cuda_worker() -> type:
 def _runner(base: type) -> type:
     from .runner import TreeRunner
 
+    compat.require_tree_runner(base)
     return type(f"Tree{base.__name__}", (TreeRunner, base), {})
