@@ -141,6 +141,12 @@ def read_corpus(folder: Path, identity: dict[str, Any], held_out: int) -> Corpus
         digest.update(file.read_bytes())
         rows = first if file == files[0] else read_shard(file)
         train += [c for i, c in enumerate(rows) if file != files[0] or i not in kept]
+    if not train:
+        raise HeadError(
+            f"{folder} holds {len(greedy)} conversations, all of them held out",
+            "More than recipe.held_out were expected",
+            "Write more data, or pass a smaller --set held_out=N",
+        )
     vocab = identity["vocab_size"]
     worst = max((int(max(c.prompt.max(), c.answer.max())) for c in (*train, *(first[i] for i in greedy))), default=0)
     if worst >= vocab:

@@ -23,6 +23,7 @@ from torch import Tensor
 from ..configs import Eagle3Config, HeadConfig, TransformerHeadConfig
 from ..errors import HeadError
 from ..reference import ReferenceHead
+from .conditioning import unconditioned
 from .files import replaced, write_json
 
 Files = tuple[str, bytes, dict[str, Any]]
@@ -37,7 +38,7 @@ def export_head(family: str, head: ReferenceHead, folder: Path, tables: bool = F
     Raises:
         HeadError: a weight is not finite; nothing is written.
     """
-    weights = {name: tensor.detach().cpu() for name, tensor in head.state_dict().items()}
+    weights = unconditioned(head, {name: tensor.detach().cpu() for name, tensor in head.state_dict().items()})
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
             raise HeadError(

@@ -72,7 +72,7 @@ class Batch:
     is the same for any number of them.
     """
 
-    tokens: int = 4096
+    tokens: int = 1024
     micro_batches: int = 2
     #: Conversations are cut to this many tokens.
     length: int = 512

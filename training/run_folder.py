@@ -138,6 +138,8 @@ def _difference(found: Any, wanted: Any, name: str = "") -> tuple[str, Any, Any]
     """The first setting in which two descriptions differ, with both values."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in [*wanted, *(k for k in found if k not in wanted)]:
+            if key not in found and not wanted[key]:
+                continue  # a setting that is off, and that the version which began the run did not have
             inner = _difference(found.get(key), wanted.get(key), f"{name}.{key}" if name else key)
             if inner is not None:
                 return inner

@@ -10,11 +10,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..conversion.target import read_target
+from .build import build
 from .corpus import collate, counted_positions, plan_steps, read_corpus
-from .heads import aux_layers, head_config, new_head
-from .objective import Objective
 from .recipe import Recipe
-from .teacher import Teacher, identify
+from .teacher import identify
 
 #: Side of the square matrices whose product is the ceiling; of the order of a training batch.
 _SIDE = 2048
@@ -31,10 +30,7 @@ def measure_speed(recipe: Recipe, target_name: str, data: Path, steps: int) -> d
     dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
     target = read_target(target_name)
     corpus = read_corpus(data, identify(target), recipe.held_out)
-    config = head_config(recipe, target)
-    teacher = Teacher(target, aux_layers(config), dtype, device)
-    head = new_head(config, teacher.lm_head, corpus.token_counts(target.vocab_size), recipe.seed)
-    objective = Objective(head, teacher, recipe).to(device)
+    teacher, objective = build(recipe, target, corpus, device)
     optimiser = torch.optim.AdamW(objective.parameters(), lr=recipe.optimiser.learning_rate)
     plan = plan_steps(corpus.train, recipe.batch, recipe.seed)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import torch
@@ -11,14 +12,14 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from .. import __version__
 from ..conversion.target import read_target
 from ..errors import HeadError, UsageError
+from .build import build
 from .corpus import read_corpus
-from .heads import aux_layers, head_config, new_head
+from .heads import head_config
 from .interruption import is_lost_worker
-from .objective import Objective
 from .recipe import Recipe
 from .run import Options, Outcome, Run
 from .run_folder import RunFolder
-from .teacher import Teacher, identify
+from .teacher import identify
 
 __all__ = ["Options", "Outcome", "train"]
 
@@ -36,13 +37,15 @@ def train(recipe: Recipe, target_name: str, data: Path, output: Path, options: O
     kinds = [DistributedDataParallelKwargs(broadcast_buffers=False)]
     accelerator = Accelerator(mixed_precision="bf16" if recipe.precision == "bf16" else "no", kwargs_handlers=kinds)
     if recipe.batch.micro_batches % accelerator.num_processes:
+        parts = math.lcm(recipe.batch.micro_batches, accelerator.num_processes)
+        tokens = max(recipe.batch.tokens, parts * recipe.batch.length)
         raise UsageError(
             f"batch.micro_batches is {recipe.batch.micro_batches} for {accelerator.num_processes} processes",
             "The processes share the parts of a step evenly",
-            f"Pass --set batch.micro_batches={accelerator.num_processes * recipe.batch.micro_batches}",
+            f"Pass --set batch.micro_batches={parts} --set batch.tokens={tokens}",
         )
     target = read_target(target_name)
-    config = head_config(recipe, target)
+    head_config(recipe, target)  # refuses what does not fit before anything is written
     identity = identify(target)
     corpus = read_corpus(data, identity, recipe.held_out)
     folder = RunFolder(output)
@@ -54,10 +57,8 @@ def train(recipe: Recipe, target_name: str, data: Path, output: Path, options: O
     }
     with accelerator.main_process_first():  # the others find what it wrote
         folder.open(description)
-    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
-    teacher = Teacher(target, aux_layers(config), dtype, accelerator.device)
-    head = new_head(config, teacher.lm_head, corpus.token_counts(target.vocab_size), recipe.seed)
-    run = Run(recipe, options, target, corpus, folder, output, accelerator, teacher, Objective(head, teacher, recipe))
+    teacher, objective = build(recipe, target, corpus, accelerator.device)
+    run = Run(recipe, options, target, corpus, folder, output, accelerator, teacher, objective)
     try:
         return run.go()
     except RuntimeError as error:

@@ -95,6 +95,19 @@ def test_a_folder_of_another_run_is_left_alone(world, begun):
     assert files(begun) == before
 
 
+def test_runs_of_before_a_setting_existed_go_on(world, begun, tmp_path):
+    """An unknown setting that is off is no difference; one that is on is."""
+    output = shutil.copytree(begun, tmp_path / "head")
+    shutil.rmtree(last_checkpoint(output))
+    file = output / "run" / "run.json"
+    stored = json.loads(file.read_text())
+    del stored["recipe"]["loss"]["logit_mse"]
+    file.write_text(json.dumps(stored))
+    assert world.train("feature", output, ["epochs=1"], checkpoint_every=3).finished
+    with pytest.raises(UsageError, match=r"recipe.loss.logit_mse null, now it is 1.0"):
+        world.train("feature", output, ["epochs=1", "loss.logit_mse=1"], checkpoint_every=3)
+
+
 def test_a_folder_of_something_else_is_left_alone(world, tmp_path):
     (tmp_path / "thesis.txt").write_text("five years of work")
     with pytest.raises(UsageError, match="is not empty"):
@@ -142,6 +155,12 @@ def test_damaged_data(line, said, world, tmp_path):
 def test_data_that_are_not_there(world, tmp_path):
     with pytest.raises(HeadError, match="holds no shards"):
         World(world.target, tmp_path).train("feature", tmp_path / "head", ["epochs=1"])
+
+
+def test_data_that_are_all_held_out(world, tmp_path):
+    data = write_language(world.target, tmp_path / "data", shards=1, rows=8)
+    with pytest.raises(HeadError, match=r"8 conversations, all of them held out.*--set held_out=N"):
+        World(world.target, data).train("feature", tmp_path / "head", ["epochs=1"])
 
 
 def test_a_loss_that_is_no_number(world, tmp_path):
@@ -216,6 +235,7 @@ def test_processes_must_share_a_step(world, tmp_path):
     out, _ = running.communicate(timeout=300)
     assert running.returncode != 0
     assert "batch.micro_batches is 1 for 2 processes" in out
+    assert "--set batch.micro_batches=2 --set batch.tokens=512" in " ".join(out.split())
 
 
 def test_the_log_is_json_lines(begun):
