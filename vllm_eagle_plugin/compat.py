@@ -259,9 +259,11 @@ def _hook_vllm_config() -> None:
 
         if asks_for_trees(self):
             from .tree.check import check_drafting
+            from .tree.relay import open_relay
 
             require()
             check_drafting(self)
+            open_relay()
             setattr(self.speculative_config, _TREES, True)
             when_imported("vllm.sampling_params", _hook_sampling_params)
 
