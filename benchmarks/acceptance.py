@@ -19,7 +19,7 @@ from .prompts import Question
 from .records import Record
 from .remote import DETAILED_FLAG
 from .schema import Acceptance, AcceptanceResult, Eagle, Figure, StepTimes, Workload
-from .session import Counters, Done, Sampling, Session, Step
+from .session import Counters, Done, Sampling, Session, Step, nothing_yet
 from .summary import acceptance, by_category, by_output_position, by_prompt_length, histograms, latencies
 
 WARM_UP_TOKENS = 8
@@ -49,13 +49,15 @@ def measure(
         HeadError: nothing was finished, or nothing was drafted at all.
     """
     load_before = load()
-    session.run(questions[:1], Sampling(max_tokens=WARM_UP_TOKENS), 1, lambda record: None)
-    session.take_steps()
+    with nothing_yet("warming up"):
+        session.run(questions[:1], Sampling(max_tokens=WARM_UP_TOKENS), 1, lambda record: None)
+        session.take_steps()
     with progress("asking", len(questions) * _answers_each(questions, sampling)) as advance:
         run = drive(session, questions, sampling, concurrency, lambda record: advance())
     if not run.records:
-        what = run.stopped or (f"every request was refused: {run.refused[0]}" if run.refused else "no answers")
-        raise HeadError(what)
+        if run.stopped:
+            raise HeadError(f"the run ended before anything was answered: {run.stopped.rstrip('.')}")
+        raise HeadError(f"every request was refused: {run.refused[0]}" if run.refused else "no answers")
     result = summarise(run, session.k, workload, len(questions))
     result.eagle.environment = environment(load_before)
     return result
@@ -74,19 +76,19 @@ def drive(session: Session, questions: Sequence[Question], sampling: Sampling, c
         run.records.append(record)
         advance(record)
 
-    before = session.counters()
-    started = perf_counter()
     try:
-        run.refused = session.run(questions, sampling, concurrency, done)
+        before, started = session.counters(), perf_counter()
+        try:
+            run.refused = session.run(questions, sampling, concurrency, done)
+        finally:
+            run.seconds = perf_counter() - started
+        after = session.counters()
+        run.counted = after - before if after and before else after
+        run.steps = session.take_steps()
     except KeyboardInterrupt:
         run.stopped = "interrupted"
     except HeadError as error:
         run.stopped = str(error)
-    run.seconds = perf_counter() - started
-    if run.stopped is None:
-        after = session.counters()
-        run.counted = after - before if after and before else after
-        run.steps = session.take_steps()
     run.records.sort(key=lambda r: (r.seed or 0, r.question, r.turn))
     return run
 

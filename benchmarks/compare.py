@@ -42,14 +42,15 @@ def compare(
         trials, stopped = run_all(workers, everyone, questions, sampling, concurrency, rounds)
         plain = trials[PLAIN]
         differences: list[Difference] = []
-        dtype = workers[PLAIN].describe()["dtype"]
-        tolerance = TIE_TOLERANCE.get(dtype, TIE_TOLERANCE["bfloat16"])
-        if sampling.temperature == 0 and stopped != "interrupted":
-            asked = {q.index: q for q in questions}
-            for trial in trials.values():
-                differences += find_differences(trial, plain, workers[PLAIN], asked, tolerance)
-        rows = [row(t, plain, _identical(t, differences, sampling)) for t in trials.values()]
         about = workers[PLAIN].describe()
+        tolerance = TIE_TOLERANCE.get(about["dtype"], TIE_TOLERANCE["bfloat16"])
+        if sampling.temperature == 0:
+            asked = {q.index: q for q in questions}
+            # Whoever was interrupted may be in the middle of a sentence, or dead: it is asked nothing more.
+            judge = None if stopped else workers[PLAIN]
+            for trial in trials.values():
+                differences += find_differences(trial, plain, judge, asked, tolerance)
+        rows = [row(t, plain, _identical(t, differences, sampling)) for t in trials.values()]
     found = environment(load_before)
     return Compare(
         partial=stopped,
@@ -112,9 +113,9 @@ def busy_note(load_before: float, cores: int) -> list[str]:
 
 
 def find_differences(
-    trial: Trial, plain: Trial, judge: Worker, asked: dict[int, Question], tolerance: float
+    trial: Trial, plain: Trial, judge: Worker | None, asked: dict[int, Question], tolerance: float
 ) -> list[Difference]:
-    """Answers that leave plain decoding's, with the logit gap there by the plain engine `judge`."""
+    """Answers that leave plain decoding's, with the logit gap there by the plain engine `judge` if given."""
     found = []
     for ours, theirs in zip(trial.records, plain.records, strict=True):
         position = first_difference(ours.token_ids, theirs.token_ids)
@@ -122,7 +123,7 @@ def find_differences(
             continue
         said, other = _at(theirs, position), _at(ours, position)
         gap = None
-        if said is not None and other is not None:
+        if judge is not None and said is not None and other is not None:
             context = judge.encode(asked[ours.question]) + theirs.token_ids[:position]
             likely, less = judge.logprobs(context, (said, other))
             gap = likely - less

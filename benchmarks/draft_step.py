@@ -18,14 +18,11 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import re
 import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from subprocess import PIPE, Popen
@@ -36,7 +33,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-K, BATCHES, VOCAB, LAYERS, PROMPT, TOKENS = 4, (1, 8, 32), 32_000, 4, 32, 7
+from ..running import runner_of
+from .draft_step_models import LAYERS, VOCAB, write_models
+
+K, BATCHES, PROMPT, TOKENS = 4, (1, 8, 32), 32, 7
 OURS, UNUSED = ("feature", "surgery", "projection"), ("plain", "stock")
 OFF, MODULE = " without plugin", "vllm_eagle_plugin.benchmarks.draft_step"
 PLUGIN = "vllm_eagle_plugin.compat"  # imported where the plugin is loaded
@@ -71,38 +71,6 @@ def main(
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(result, indent=2) + "\n")
-
-
-def write_models(folder: Path, width: int) -> None:
-    """The target and one head of each kind, with random weights, in bf16."""
-    import torch
-    from safetensors.torch import save_file
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from ..configs import AttentionFreeConfig
-    from ..reference import build_reference
-
-    torch.manual_seed(0)
-    base: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": width}
-    decoder: dict[str, Any] = {"intermediate_size": 11 * width // 4, "num_attention_heads": width // 64}
-    llama = LlamaConfig(**base, **decoder, num_hidden_layers=LAYERS, bos_token_id=None, eos_token_id=None)
-    LlamaForCausalLM(llama).to(torch.bfloat16).save_pretrained(folder / "target")
-    ours: dict[str, dict[str, Any]] = {
-        "feature": {"input_projection": width, "num_blocks": 2, "block_residual": True, "output_projection": True},
-        "surgery": {"use_hidden": False, "num_blocks": 2, "block_activation": "relu"},
-        "projection": {"input_projection": width, "input_activation": "silu", "use_embedding": False, "own_lm_head": True},
-    }  # fmt: skip
-    for name, flags in ours.items():
-        head = build_reference(AttentionFreeConfig(**base, **flags)).to(torch.bfloat16)
-        head.config.save_pretrained(folder / name)
-        save_file({k: v.contiguous() for k, v in head.state_dict().items()}, folder / name / "model.safetensors")
-    # SafeAILab's layout, which stock vLLM reads: one Llama layer without its input norm, and fc.
-    llama.num_hidden_layers, llama.architectures = 1, ["LlamaForCausalLM"]
-    llama.save_pretrained(folder / "stock")
-    layer = LlamaForCausalLM(llama).to(torch.bfloat16).model.layers.state_dict()
-    tensors = {f"layers.{name}": tensor for name, tensor in layer.items() if "input_layernorm" not in name}
-    tensors["fc.weight"] = torch.randn(width, 2 * width, dtype=torch.bfloat16) * (2 * width) ** -0.5
-    save_file(tensors, folder / "stock" / "model.safetensors")
 
 
 def run_group(cases: tuple[str, ...], rounds: int, models: Path) -> Turns:
@@ -172,7 +140,7 @@ class Probe:
         #: (batch size, figure) -> seconds
         self.samples: dict[tuple[int, str], list[float]] = {}
         engine = llm.llm_engine
-        runner = engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+        runner = runner_of(llm)
         self.execute, runner.execute_model = runner.execute_model, self.execute_model
         engine.step = self.timed("step", engine.step)
         if hasattr(runner, "drafter"):
@@ -224,16 +192,12 @@ def spread(turns: Turns, figure: str, case: str, other: str | None = None) -> Fi
 
 
 def machine() -> dict[str, Any]:
-    from ..compat import vllm_distribution  # not at the top: that it is imported tells that the plugin is loaded
+    """Hardware and versions."""
+    # Not at the top: that our hooks are imported tells that the plugin is loaded.
+    from .environment import hardware, versions
 
-    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return {
-        "cpu": f"{len(os.sched_getaffinity(0))} x {(names or ['unknown'])[0]}",
-        "python": platform.python_version(),
-        "vllm": " ".join(vllm_distribution() or ("unknown",)),
-        **{name: version(name) for name in ("torch", "transformers", "vllm-eagle-plugin")},
-        "preloaded": [Path(library).name for library in os.environ.get("LD_PRELOAD", "").split(":")],
-    }
+    preloaded = [Path(library).name for library in os.environ.get("LD_PRELOAD", "").split(":")]
+    return {**hardware(), **versions(), "preloaded": preloaded}
 
 
 def report(result: dict[str, Any]) -> None:

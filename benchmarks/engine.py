@@ -11,12 +11,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..errors import HeadError
+from ..synthetic import allow_synthetic_acceptance_on_cpu
 from .answer import Answer
-from .host import StepClock, StepWatch, TraceStep, allow_synthetic_acceptance_on_cpu
+from .host import StepWatch, TraceStep
 from .methods import DRAFTING, TREE_WORKER
 from .prompts import Question
 from .records import Record
+from .refusals import reason, refusals
 from .session import Counters, Done, Sampling, Step, conversations
+from .step_clock import StepClock
 
 #: Per-request acceptance of every step, which vLLM reports since 0.31.
 DETAILED = {"per_request_spec_decode_metrics": "detailed"}
@@ -54,7 +57,8 @@ def open_engine(
     if speculative is not None:
         settings |= {"speculative_config": {k: v for k, v in speculative.items() if k != DRAFTING}, **DETAILED}
         if DRAFTING in speculative:
-            settings |= {"additional_config": {DRAFTING: speculative[DRAFTING]}, "worker_cls": TREE_WORKER}
+            additional = {**options.get("additional_config", {}), DRAFTING: speculative[DRAFTING]}
+            settings |= {"additional_config": additional, "worker_cls": TREE_WORKER, "async_scheduling": False}
     llm = None
     try:
         try:
@@ -81,28 +85,6 @@ def _memory(share: int) -> dict[str, Any]:
     return {} if share == 1 else {"gpu_memory_utilization": round(0.9 / share, 3)}
 
 
-def reason(error: BaseException) -> str:
-    """The first telling line of an error of vLLM's, looking through what it was raised from."""
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(cause)
-    ours = next((e for e in chain if isinstance(e, HeadError)), None)
-    if ours is not None:
-        return str(ours).rstrip(".")
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # pydantic: "1 validation error for X", the field, then what is wrong
-    telling = [line for line in lines if not line.endswith("Config") and "errors.pydantic.dev" not in line]
-    text = telling[0] if telling else type(error).__name__
-    return text.removeprefix("Value error, ").split(" [type=")[0].rstrip(".")
-
-
-def _refusals() -> tuple[type[Exception], ...]:
-    """What vLLM raises for a request that it will not serve; newer versions have a class for it."""
-    import vllm.exceptions as exceptions
-
-    return (ValueError, *filter(None, [getattr(exceptions, "VLLMClientError", None)]))
-
-
 class Engine:
     """A session on an engine in this process."""
 
@@ -112,7 +94,7 @@ class Engine:
         self.k: int = speculative.num_speculative_tokens if speculative else 0
         self._clock = StepClock(llm)
         self._ids = itertools.count()
-        self._refusals = _refusals()
+        self._refusals = refusals()
 
     def run(self, questions: Sequence[Question], sampling: Sampling, concurrency: int, done: Done) -> list[str]:
         engine = self.llm.llm_engine

@@ -6,9 +6,12 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import HeadError, UsageError
+
+if TYPE_CHECKING:
+    from ..tree.config import Drafting
 
 PLAIN = "plain"
 #: Methods that need no model; the rest of vLLM's take one in `model`.
@@ -63,8 +66,9 @@ def make_method(head: str | None, method: str | None, k: int, extra: str | None 
         name = f"{method} {name}"
     if config.get("rejection_sample_method") == "synthetic":
         name += f" (synthetic {config.get('synthetic_acceptance_length', 'rates')})"
-    if DRAFTING in config:
-        name += f" {_drafting_words(config[DRAFTING], config['num_speculative_tokens'])}"
+    drafting = drafting_of(config)
+    if drafting is not None:
+        name += f" {_drafting_words(drafting)}"
     return Method(f"{name}, k={config['num_speculative_tokens']}", config)
 
 
@@ -86,17 +90,25 @@ def make_methods(heads: list[str] | None, methods: list[str] | None, configs: li
     return made
 
 
-def _drafting_words(section: Any, nodes: int) -> str:
-    """What an `eagle` section asks for, in a table's words.
+def drafting_of(config: dict[str, Any] | None) -> Drafting | None:
+    """What a speculative config's `eagle` section asks for; None without one.
 
     Raises:
-        UsageError: nothing that can be drafted.
+        UsageError: the section says nothing that can be drafted.
     """
     from ..tree.config import parse_drafting
 
-    drafting = parse_drafting({DRAFTING: section}, nodes)
+    if not config or DRAFTING not in config:
+        return None
+    section = config[DRAFTING]
+    drafting = parse_drafting({DRAFTING: section}, config["num_speculative_tokens"])
     if drafting is None:
-        raise UsageError(f"{DRAFTING} is {section!r}", 'Expected: such as {"tree": "auto"}')
+        raise UsageError(f"{DRAFTING} is {json.dumps(section)}", 'Expected: such as {"tree": "auto"}')
+    return drafting
+
+
+def _drafting_words(drafting: Drafting) -> str:
+    """In a table's words."""
     shape = drafting.shape
     words = "chain" if shape.kind == "chain" else f"{shape.kind} tree of depth {shape.depth}"
     return f"{words}, adaptive" if drafting.adaptive and shape.kind != "auto" else words
@@ -104,7 +116,8 @@ def _drafting_words(section: Any, nodes: int) -> str:
 
 def refuse_trees(method: Method) -> None:
     """Raises UsageError for a method that drafts trees, where only chains can be shown."""
-    if (method.speculative or {}).get(DRAFTING, {}).get("tree"):
+    drafting = drafting_of(method.speculative)
+    if drafting is not None and drafting.shape.kind != "chain":
         raise UsageError("a trace of draft trees", "Only chains can be drawn so far", f"Leave {DRAFTING}.tree out")
 
 
@@ -135,8 +148,21 @@ def head_sha256(head: str | None) -> str | None:
 
 
 def engine_options(text: str | None) -> dict[str, Any]:
-    """Engine arguments from JSON on the command line."""
-    return _json_object(text, "--engine-args", '{"dtype": "float32", "enforce_eager": true}')
+    """Engine arguments from JSON on the command line.
+
+    Raises:
+        UsageError: no JSON object, or one that asks for drafting, which is a matter of one method and not of all.
+    """
+    options = _json_object(text, "--engine-args", '{"dtype": "float32", "enforce_eager": true}')
+    additional = options.get("additional_config")
+    asked = isinstance(additional, dict) and DRAFTING in additional
+    if asked or options.get("worker_cls") == TREE_WORKER or "speculative_config" in options:
+        raise UsageError(
+            "--engine-args that say how to draft",
+            "They hold for plain decoding too",
+            f"""Say it in the method: --spec-config '{{"{DRAFTING}": {{"tree": "auto"}}}}'""",
+        )
+    return options
 
 
 def _json_object(text: str | None, option: str = "--spec-config", example: str = '{"prompt_lookup_max": 4}') -> Any:

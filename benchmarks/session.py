@@ -6,10 +6,12 @@ An engine in this process (`engine.Engine`), one in a process of its own (`worke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ..errors import HeadError
 from .prompts import Question
 from .records import Record
 
@@ -85,6 +87,15 @@ class Session(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Engine settings that matter, for the report."""
+
+
+@contextlib.contextmanager
+def nothing_yet(doing: str) -> Iterator[None]:
+    """For what comes before the first answer: ctrl-C is an error, since there is nothing to keep."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise HeadError(f"interrupted while {doing}", "Nothing was measured") from None
 
 
 def conversations(questions: Sequence[Question], sampling: Sampling) -> list[tuple[Question, int | None]]:

@@ -62,7 +62,9 @@ class Difference(Model):
     position: int = Field(description="First output position that differs, from 0.")
     plain_token: int | None = Field(description="null where plain decoding's answer ended.")
     token: int | None
-    logit_gap: float | None = Field(description="Plain's logit of its token less that of the other one.")
+    logit_gap: float | None = Field(
+        description="Plain's logit of its token less that of the other one; null where not both are there."
+    )
     tie: bool | None = Field(description="Whether the gap is within the rounding of the dtype.")
 
 

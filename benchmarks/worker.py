@@ -23,7 +23,7 @@ from ..errors import HeadError
 from .host import TraceStep
 from .prompts import Question
 from .records import Record
-from .session import Counters, Done, Sampling, Step
+from .session import Counters, Done, Sampling, Step, nothing_yet
 
 MODULE = "vllm_eagle_plugin.benchmarks.worker"
 
@@ -149,14 +149,17 @@ def open_workers(
     Raises:
         HeadError: one of them did not start; the error names it.
     """
-    workers = {name: Worker(name, target, speculative, options, len(methods)) for name, speculative in methods.items()}
+    workers: dict[str, Worker] = {}
     try:
-        for worker in workers.values():
-            worker.start()
-            try:
-                worker.ready()  # one after the other: loading is heavier than running
-            except HeadError as error:
-                raise HeadError(f"{worker.name}: {error}" if len(workers) > 1 else str(error)) from None
+        with nothing_yet("the engines were starting"):
+            for name, speculative in methods.items():
+                workers[name] = Worker(name, target, speculative, options, len(methods))
+            for worker in workers.values():
+                worker.start()
+                try:
+                    worker.ready()  # one after the other: loading is heavier than running
+                except HeadError as error:
+                    raise HeadError(f"{worker.name}: {error}" if len(workers) > 1 else str(error)) from None
         yield workers
     finally:
         for worker in workers.values():

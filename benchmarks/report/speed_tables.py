@@ -14,7 +14,7 @@ from .page import Bar, Bars, Card, Cards, Cell, Grid, Notes, Part, render
 from .plots import BLUE, GREEN, bars, new_figure, save
 from .terminal import bounds, number
 
-COLUMNS = ("", "tokens/s", "speedup", "95% interval", "length", "overhead", "first token ms", "ms/token", "same")
+COLUMNS = ("", "tokens/s", "speedup", "95%", "length", "95%", "overhead", "first token ms", "ms/token", "same")
 
 
 def show_compare(console: Console, result: Compare) -> None:
@@ -47,7 +47,9 @@ def remarks(result: Compare) -> list[str]:
     """What must be said about the rows: impossible speedups, differing answers, a busy machine."""
     lines = [f"IMPOSSIBLE: {line}" for line in impossible_rows(result.rows)]
     for d in result.differences:
-        gap = "one of them ended" if d.logit_gap is None else f"logit gap {d.logit_gap:.4g}"
+        gap = "logit gap not measured" if d.logit_gap is None else f"logit gap {d.logit_gap:.4g}"
+        if d.plain_token is None or d.token is None:
+            gap = "one of them ended"
         verdict = {True: "a numeric tie", False: "NOT a tie: this is a bug", None: ""}[d.tie]
         lines.append(f"{d.name}: question {d.question_id} differs at {d.position}: {gap} {verdict}".rstrip())
     return lines + result.notes
@@ -63,6 +65,7 @@ def _cells(r: Row) -> list[Cell]:
         Cell(number(r.speedup), r.speedup.value or 0.0, flag=r.impossible is not None),
         Cell(bounds(r.speedup), r.speedup.low or 0.0),
         Cell(number(length) if length else "", (length.value or 0.0) if length else 0.0),
+        Cell(bounds(length) if length else "", (length.low or 0.0) if length else 0.0),
         Cell("" if overhead is None else f"{overhead:+.0%}", overhead or 0.0),
         Cell(f"{r.median_ttft_ms:.0f}", r.median_ttft_ms),
         Cell(f"{r.mean_tpot_ms:.1f}", r.mean_tpot_ms),
@@ -115,7 +118,10 @@ def compare_page(result: Compare) -> str:
             cards.append(Card("its overhead", f"{best.implied_overhead:+.0%}", "of a step, beyond a plain one"))
         parts.append(Cards(cards))
     parts.append(speed_bars("Speedup", result.rows))
-    note = "Overhead: tokens per step / speedup - 1. Same: answers equal to plain decoding's at temperature 0."
+    note = (
+        "95%: intervals of speedup and of acceptance length. Overhead: tokens per step / speedup - 1. "
+        "Same: answers equal to plain decoding's at temperature 0."
+    )
     parts.append(rows_grid("Figures", result.rows, note))
     parts += time_bars(result.rows)
     if lines := remarks(result):

@@ -1,0 +1,112 @@
+"""`vllm-eagle bench compare` and `bench sweep`: what is measured on several engines at once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..errors import UsageError
+from .options import (
+    ConcurrencyOption,
+    EngineOption,
+    HeadOption,
+    HtmlOption,
+    JsonOption,
+    KOption,
+    LimitOption,
+    MethodOption,
+    OutputOption,
+    PlotOption,
+    PromptsOption,
+    SpecOption,
+    TargetOption,
+    TemperatureOption,
+    TokensOption,
+    check_files,
+    deliver,
+    refuse_partial,
+    terminal,
+)
+
+
+def compare(
+    target: TargetOption,
+    head: Annotated[list[str] | None, typer.Option(help="A converted head; repeat for several.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="ngram, suffix, ...; repeat for several.")] = None,
+    spec_config: Annotated[
+        list[str] | None, typer.Option(help="A whole speculative config as JSON; repeat for several.")
+    ] = None,
+    prompts: PromptsOption = "builtin",
+    limit: LimitOption = None,
+    k: KOption = 3,
+    max_tokens: TokensOption = 128,
+    temperature: TemperatureOption = 0.0,
+    concurrency: ConcurrencyOption = 1,
+    rounds: Annotated[int, typer.Option(help="How often everything is asked.", min=1)] = 1,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Answers of full length.")] = False,
+    engine_args: EngineOption = None,
+    as_json: JsonOption = False,
+    output: OutputOption = None,
+    html: HtmlOption = None,
+    plot: PlotOption = None,
+) -> None:
+    """Heads and methods against plain decoding, on the same questions, interleaved in one run."""
+    from .compare import compare as run
+    from .methods import engine_options, make_methods
+    from .prompts import first_turns, read_prompts
+    from .report import write_compare
+    from .report.speed_tables import show_compare
+    from .session import Sampling
+
+    check_files(output, html, plot)
+    methods = make_methods(head, method, spec_config, k)
+    questions = first_turns(read_prompts(prompts, limit))
+    sampling = Sampling(temperature, max_tokens, ignore_eos=ignore_eos)
+    options = engine_options(engine_args)
+    result = run(target, methods, questions, prompts, sampling, concurrency, rounds, options)
+    deliver(result, as_json, output)
+    if not as_json:
+        show_compare(terminal(), result)
+    write_compare(result, html, plot)
+    refuse_partial(result.partial)
+
+
+def sweep(
+    target: TargetOption,
+    head: HeadOption = None,
+    method: MethodOption = None,
+    spec_config: SpecOption = None,
+    prompts: PromptsOption = "builtin",
+    limit: LimitOption = 16,
+    k: Annotated[int, typer.Option("-k", "--num-speculative-tokens", help="Drafts per step, at most.", min=2)] = 4,
+    batch: Annotated[list[int] | None, typer.Option(help="Requests at a time; repeat for several.", min=1)] = None,
+    synthetic: Annotated[
+        list[float] | None, typer.Option(help="Acceptance length of a head to imagine; repeat for several.")
+    ] = None,
+    max_tokens: TokensOption = 64,
+    engine_args: EngineOption = None,
+    as_json: JsonOption = False,
+    output: OutputOption = None,
+    html: HtmlOption = None,
+    plot: PlotOption = None,
+) -> None:
+    """Every k at every batch size, with a cost model that says which k to use and what a better head would buy."""
+    from .methods import engine_options, make_method
+    from .prompts import first_turns, read_prompts
+    from .report import write_sweep
+    from .report.sweep_tables import show_sweep
+    from .sweep import sweep as run
+
+    check_files(output, html, plot)
+    chosen = make_method(head, method, k, spec_config)
+    questions = first_turns(read_prompts(prompts, limit))
+    sizes = sorted(set(batch or [1]))
+    if sizes[-1] > len(questions):
+        raise UsageError(f"--batch {sizes[-1]} with {len(questions)} questions", "At least as many were expected")
+    result = run(target, chosen, questions, prompts, max_tokens, sizes, synthetic or [], engine_options(engine_args))
+    deliver(result, as_json, output)
+    if not as_json:
+        show_sweep(terminal(), result)
+    write_sweep(result, html, plot)
+    refuse_partial(result.partial)
