@@ -21,8 +21,9 @@ def build(recipe: Recipe, target: Target, corpus: Corpus, device: torch.device) 
     config = head_config(recipe, target)
     dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
     teacher = Teacher(target, aux_layers(config), dtype, device)
-    head = new_head(config, teacher.lm_head, corpus.token_counts(target.vocab_size), recipe.seed)
-    objective = Objective(head, teacher, recipe).to(device)
+    counts = corpus.token_counts(target.vocab_size)
+    head = new_head(config, teacher.lm_head, counts, recipe.seed)
+    objective = Objective(head, teacher, recipe, counts).to(device)
     sample = collate(corpus.train[:_SAMPLE], recipe.batch.length)
     condition(head, teacher, MicroBatch(*(tensor.to(device) for tensor in sample)))
     return teacher, objective

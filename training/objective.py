@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,18 +13,24 @@ from ..reference import ReferenceHead, unroll
 from .corpus import MicroBatch
 from .recipe import Recipe
 from .teacher import States, Teacher
+from .vocabulary import Draw, Vocabulary
 
 #: Logits are computed for as many rows at a time as have about this many entries.
 _ENTRIES = 1 << 26
 
 
 class Objective(nn.Module):
-    """Loss of a head on a micro-batch; a module of its own so that distributed wrappers can hold it."""
+    """Loss of a head on a micro-batch; a module of its own so that distributed wrappers can hold it.
 
-    def __init__(self, head: ReferenceHead, teacher: Teacher, recipe: Recipe) -> None:
+    `counts` [V] are the token frequencies that a loss over part of the vocabulary goes by. In evaluation
+    mode the loss is over all of it.
+    """
+
+    def __init__(self, head: ReferenceHead, teacher: Teacher, recipe: Recipe, counts: Tensor | None = None) -> None:
         super().__init__()
         self.head, self.recipe = head, recipe
         self._teacher = teacher
+        self._vocabulary = None if counts is None else Vocabulary.of(counts, recipe.loss.vocabulary)
         # Lent in the target's precision: nothing is cast anew in every step.
         head.attach_target(teacher.embedding, teacher.lm_head, teacher.lm_head_bias)
         weights = [recipe.unroll.decay**j for j in range(recipe.unroll.steps)]
@@ -33,10 +41,11 @@ class Objective(nn.Module):
 
     def forward(self, batch: MicroBatch, states: States, counts: Tensor, noise: int) -> tuple[Tensor, Tensor]:
         """The micro-batch's share of the step's loss, and sums over its positions [steps, 3]: loss,
-        drafts that are the target's argmax, and argmaxes that the draft vocabulary holds.
+        drafts that are the target's argmax (of the tokens drawn, where the loss is over part of the
+        vocabulary), and argmaxes that the draft vocabulary holds.
 
         `states` are of ids[:, :-1]; `counts` [steps] are the positions of the whole optimiser step, of
-        which this may be a part; `noise` seeds the noise on the features.
+        which this may be a part; `noise` seeds what is random: noise on the features, tokens drawn.
         """
         ids, steps = batch.ids, self.recipe.unroll.steps
         text = nn.functional.pad(ids, (0, steps))
@@ -45,36 +54,54 @@ class Objective(nn.Module):
         sums = torch.zeros(steps, 3, device=ids.device)
         loss = sum((f.sum() * 0.0 for f in features), ids.new_zeros((), dtype=torch.float))
         rows = batch.answers[:, 1:].nonzero()  # the target at position q of sequence b predicts an answer token
-        for b, q in (chunk.unbind(1) for chunk in rows.split(max(1, _ENTRIES // self._teacher.lm_head.shape[0]))):
-            wanted = self._Wanted(self, states.last[b, q])
-            for j in range(steps):
-                # Step j of the chain that starts at p predicts what the target says at p + 1 + j.
-                kept = q > j
-                if not bool(kept.all()):
-                    step_loss, hits = self._compare(features[j][b[kept], q[kept] - 1 - j], wanted.rows(kept))
-                else:
-                    step_loss, hits = self._compare(features[j][b, q - 1 - j], wanted)
-                loss = loss + self._weights[j] * step_loss / counts[j].clamp_min(1)
-                sums[j] += torch.stack((step_loss.detach(), *hits))
+        draw = self._vocabulary.draw(noise, ids.device) if self._vocabulary and self.training else None
+        width = self._teacher.lm_head.shape[0] if draw is None else len(draw.rows)
+        with self._lent(draw):
+            for b, q in (chunk.unbind(1) for chunk in rows.split(max(1, _ENTRIES // width))):
+                wanted = self._Wanted(self, states.last[b, q], draw)
+                for j in range(steps):
+                    # Step j of the chain that starts at p predicts what the target says at p + 1 + j.
+                    kept = q > j
+                    if not bool(kept.all()):
+                        step_loss, hits = self._compare(features[j][b[kept], q[kept] - 1 - j], wanted.rows(kept))
+                    else:
+                        step_loss, hits = self._compare(features[j][b, q - 1 - j], wanted)
+                    loss = loss + self._weights[j] * step_loss / counts[j].clamp_min(1)
+                    sums[j] += torch.stack((step_loss.detach(), *hits))
         return loss, sums
+
+    @contextlib.contextmanager
+    def _lent(self, draw: Draw | None) -> Iterator[None]:
+        """For a while, the head is lent only the rows of the target's lm_head that were drawn."""
+        if draw is None:
+            yield
+            return
+        teacher, head = self._teacher, self.head
+        bias = None if teacher.lm_head_bias is None else teacher.lm_head_bias[draw.rows]
+        head.attach_target(teacher.embedding, teacher.lm_head[draw.rows], bias)
+        try:
+            yield
+        finally:
+            head.attach_target(teacher.embedding, teacher.lm_head, teacher.lm_head_bias)
 
     class _Wanted:
         """What the target says at some positions: its features, argmax and distribution over draftable tokens."""
 
-        def __init__(self, objective: Objective, last: Tensor) -> None:
+        def __init__(self, objective: Objective, last: Tensor, draw: Draw | None) -> None:
             self.last = last
-            logits = objective._teacher.logits(last)
+            self.draw = draw
+            logits = objective._teacher.logits(last, None if draw is None else draw.rows)
             self.token = logits.argmax(-1)
             self.covered = torch.ones_like(self.token, dtype=torch.bool)
             if objective.draftable is not None:
                 self.covered = torch.isin(self.token, objective.draftable)
                 logits = logits[:, objective.draftable]
             self.logits = logits if objective.recipe.loss.logit_mse else None
-            self.probabilities = logits.softmax(-1)
+            self.probabilities = (logits if draw is None else logits + draw.correction).softmax(-1)
 
         def rows(self, kept: Tensor) -> Objective._Wanted:
             chosen = object.__new__(type(self))
-            chosen.__dict__ = {k: None if v is None else v[kept] for k, v in vars(self).items()}
+            chosen.__dict__ = {k: v[kept] if isinstance(v, Tensor) else v for k, v in vars(self).items()}
             return chosen
 
     def _compare(self, features: Tensor, wanted: _Wanted) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -89,9 +116,13 @@ class Objective(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and bool(weight.cross_entropy or weight.logit_mse)):
             logits = self.head.logits(features)
         if weight.cross_entropy:
-            total = total + weight.cross_entropy * _SoftCrossEntropy.apply(logits, wanted.probabilities)
+            correction = None if wanted.draw is None else wanted.draw.correction
+            total = total + weight.cross_entropy * _SoftCrossEntropy.apply(logits, wanted.probabilities, correction)
         if weight.logit_mse:
-            total = total + weight.logit_mse * (logits.float() - wanted.logits).square().mean(-1)
+            squares = (logits.float() - wanted.logits).square()
+            if wanted.draw is not None:  # each drawn token stands for exp(correction) of them
+                squares = squares * wanted.draw.correction.exp() * (squares.shape[-1] / self._teacher.lm_head.shape[0])
+            total = total + weight.logit_mse * squares.mean(-1)
         drafts = self.head.target_ids(logits.detach().argmax(-1))
         right = (drafts == wanted.token).sum().float()
         return (total * wanted.covered).sum(), (right, wanted.covered.sum().float())
@@ -107,16 +138,20 @@ class Objective(nn.Module):
 
 
 class _SoftCrossEntropy(torch.autograd.Function):
-    """-sum p log softmax(z) of each row; keeps only its gradient, softmax(z) - p, in the precision of z."""
+    """log sum exp(z + c) - sum p z of each row, c being 0 without a `correction`.
+
+    Keeps only its gradient, softmax(z + c) - p, in the precision of z.
+    """
 
     @staticmethod
-    def forward(context: Any, logits: Tensor, probabilities: Tensor) -> Tensor:
-        log = logits.float().log_softmax(-1)
-        loss = -(probabilities * log).sum(-1)
+    def forward(context: Any, logits: Tensor, probabilities: Tensor, correction: Tensor | None) -> Tensor:
+        raised = logits.float() if correction is None else logits.float() + correction
+        log = raised.log_softmax(-1)
+        loss = -(probabilities * (log if correction is None else log - correction)).sum(-1)
         context.save_for_backward(log.exp_().sub_(probabilities).to(logits.dtype))
         return loss
 
     @staticmethod
-    def backward(context: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(context: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = context.saved_tensors
-        return gradient * grads[0][:, None].to(gradient.dtype), None
+        return gradient * grads[0][:, None].to(gradient.dtype), None, None

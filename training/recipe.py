@@ -41,6 +41,9 @@ class Loss:
     mse: float = 0.0
     #: Squared difference of the logits, averaged over the vocabulary.
     logit_mse: float = 0.0
+    #: Cross-entropy and logits over this many of the most frequent tokens and a sample of the others, for
+    #: heads that use the target's lm_head; 0: over all. See `vocabulary.py`.
+    vocabulary: int = 0
 
 
 @dataclass(frozen=True)
@@ -223,7 +226,13 @@ def _check(recipe: Recipe, head: dict[str, Any]) -> None:
             "Its output is read by an lm_head of its own, so it has no feature of the target to match",
             "Set loss.smooth_l1 and loss.mse to 0",
         )
-    if not any(dataclasses.asdict(recipe.loss).values()):
+    if recipe.loss.vocabulary and recipe.family in ("projection", "eagle3"):
+        raise UsageError(
+            f"the recipe sets loss.vocabulary = {recipe.loss.vocabulary} for a {recipe.family} head",
+            "Its lm_head is its own, and every row of it must learn",
+            "Set head.draft_vocab_size instead",
+        )
+    if not any(value for name, value in dataclasses.asdict(recipe.loss).items() if name != "vocabulary"):
         raise UsageError("every weight in the recipe's loss is 0", "At least one term was expected")
     if recipe.optimiser.beta1 >= 1 or recipe.optimiser.beta2 >= 1:
         raise UsageError("the recipe's beta1 or beta2 is 1 or more", "Numbers below 1 were expected")

@@ -58,9 +58,12 @@ class Teacher:
         )
 
     @torch.no_grad()
-    def logits(self, last: Tensor) -> Tensor:
-        """Last hidden states [.., H] to logits [.., V], fp32."""
-        logits = nn.functional.linear(last, self.lm_head, self.lm_head_bias).float()
+    def logits(self, last: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Last hidden states [.., H] to logits [.., V], fp32; only of `tokens` [S] where they are given."""
+        matrix, bias = self.lm_head, self.lm_head_bias
+        if tokens is not None:
+            matrix, bias = matrix[tokens], None if bias is None else bias[tokens]
+        logits = nn.functional.linear(last, matrix, bias).float()
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
 
