@@ -1,0 +1,164 @@
+"""Half an hour of mixed load on a server that drafts trees: no error, no leak, and plain decoding's answers.
+
+    python -m vllm_eagle_plugin.benchmarks.soak --target TARGET --head HEAD --minutes 30 --json soak.json
+
+A `vllm serve` without speculation answers everything once. Then one with trees is asked the same for as long as
+was wanted, by clients of whom some hang up: prompts and answers of random lengths, greedy and sampled, with
+penalties, truncation, seeds, log-probabilities, and one client that wants JSON by a schema. In fp32, so that
+greedy answers must be the same. Exit code 1 on an error, a difference that rounding does not explain, or a leak.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ..demo.server import serve
+from ..errors import HeadError, UsageError
+from ..tree.config import parse_drafting
+from .clients import Clients
+from .environment import environment, load
+from .live import figures
+from .load import build
+from .memory import Growth
+from .methods import DRAFTING, TREE_WORKER, check_head
+from .prompts import BUILTIN, read_prompts
+from .remote import speculative_counters
+from .storm import LOGPROB_TOLERANCE, TIE, Storm, answer_plainly
+
+#: Of the run, at its start, memory may grow: caches fill and allocators find their size. Shorter rests than
+#: this many minutes show allocators, not leaks, and are not judged.
+WARM_UP, JUDGED_MINUTES = 0.3, 10.0
+SERVE = ("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16", "--max-model-len")
+#: Small enough to be filled (its pages count as memory only then), emptied and fought for within a minute.
+KV_BYTES = 256 * 2**20
+
+
+def leftovers(clients: Clients, log: Path) -> tuple[list[str], dict[str, Any]]:
+    """What is wrong after the last client has gone, in words, and the speculative counters."""
+    try:
+        clients.wait_until_idle()
+        found = clients.server.metrics()
+    except (HeadError, OSError) as error:
+        return [f"after the load: {error}"], {}
+    wrong = []
+    if used := found.get("vllm:kv_cache_usage_perc", 0.0):
+        wrong.append(f"after the load: {used:.1%} of the KV cache is still held")
+    wrong += [f"log: {line.strip()}" for line in log.read_text(errors="replace").splitlines() if _tells_error(line)]
+    counters = speculative_counters(found)
+    if counters is None or counters.draft_tokens == 0:
+        return [*wrong, "nothing was drafted"], {}
+    return wrong, {**figures(counters), "num_preemptions": found.get("vllm:num_preemptions_total", 0.0)}
+
+
+def _tells_error(line: str) -> bool:
+    return "ERROR" in line or "Traceback" in line
+
+
+def tree_arguments(head: str, nodes: int, tree: str) -> list[str]:
+    """The arguments of `vllm serve` that switch trees on.
+
+    Raises:
+        HeadError: no such head, or no such tree.
+    """
+    check_head(head)
+    try:
+        asked = {DRAFTING: {"tree": json.loads(tree) if tree.startswith("{") else tree}}
+    except ValueError as error:
+        raise UsageError(f"--tree is not JSON: {error}", 'Expected: auto, or such as {"kind": "dynamic"}') from None
+    parse_drafting(asked, nodes)
+    return [
+        *("--speculative-config", json.dumps({"model": head, "num_speculative_tokens": nodes})),
+        *("--additional-config", json.dumps(asked)),
+        *("--worker-cls", TREE_WORKER, "--no-async-scheduling"),
+    ]
+
+
+def main(
+    target: Annotated[str, typer.Option(help="The target: a folder or a hub id.")],
+    head: Annotated[str, typer.Option(help="A converted head for it.")],
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long the load lasts.")] = 30.0,
+    tree: Annotated[str, typer.Option(help='"auto", or the tree as a JSON object.')] = "auto",
+    nodes: Annotated[int, typer.Option(help="num_speculative_tokens: the most nodes of a tree.")] = 16,
+    prompts: Annotated[str, typer.Option(help="Questions to draw prompts from.")] = BUILTIN,
+    count: Annotated[int, typer.Option(help="Different things to ask.")] = 120,
+    longest: Annotated[int, typer.Option(help="Tokens of the longest answer.")] = 96,
+    longest_prompt: Annotated[int, typer.Option(help="Tokens of the longest prompt.")] = 600,
+    clients: Annotated[int, typer.Option(min=2, help="At the same time; one of them wants structured output.")] = 12,
+    hanging_up: Annotated[float, typer.Option(help="Share of requests whose client hangs up.")] = 0.1,
+    leak: Annotated[float, typer.Option(help="MiB per minute after warm-up that count as a leak.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of everything random here.")] = 0,
+    output: Annotated[Path | None, typer.Option("--json", help="File to write.")] = None,
+    logs: Annotated[Path, typer.Option(help="Folder for the servers' logs.")] = Path("artifacts/soak"),
+) -> None:
+    """Run it."""
+    from transformers import AutoTokenizer
+
+    drafting = tree_arguments(head, nodes, tree)
+    console, load_before = Console(highlight=False, markup=False, width=160), load()
+    logs.mkdir(parents=True, exist_ok=True)
+    entries = build(read_prompts(prompts), AutoTokenizer.from_pretrained(target), count, longest_prompt, seed)
+    serving = [*SERVE, str(longest_prompt + longest + 8), "--kv-cache-memory-bytes", str(KV_BYTES)]
+    with serve(target, logs / "plain.log", *serving, "--logprobs-mode", "processed_logprobs") as server:
+        plain = answer_plainly(Clients(server, target), entries, longest, clients)
+    console.print(f"plain decoding has answered {len(plain)} of {len(entries)} requests; the others are not seeded")
+    arguments, log = [*serving, *drafting], logs / "trees.log"
+    with serve(target, log, *arguments) as server:
+        asking = Clients(server, target)
+        seen, curve = Storm(entries, plain, longest, hanging_up, clients, seed).run(asking, minutes * 60, console)
+        wrong, counters = leftovers(asking, log)
+    growth = Growth.of(curve, WARM_UP * curve[-1][0])
+    judged = growth is not None and growth.minutes >= JUDGED_MINUTES
+    bugs, errors = seen.bugs(), seen.errors + wrong
+    verdict = {
+        "errors": len(errors),
+        "differences": len(bugs),
+        "logprobs_off": seen.logprob_error > LOGPROB_TOLERANCE,
+        "leaks": (growth.mib_per_minute > leak) if judged and growth else None,
+    }
+    passed = not any(verdict.values())
+    result = {
+        "kind": "soak",
+        "schema_version": 1,
+        "passed": passed,
+        "verdict": verdict,
+        "minutes": curve[-1][0] / 60,
+        "requests": dict(seen.requests),
+        "hung_up": seen.hung_up,
+        "compared_with_plain": dict(seen.compared),
+        "greedy_ties": [asdict(d) for d in seen.of(greedy=True) if d.tie(TIE)],
+        "seeded_differences": [asdict(d) for d in seen.of(greedy=False)],
+        "bugs": [asdict(d) for d in bugs],
+        "errors": errors[:50],
+        "largest_logprob_error": seen.logprob_error,
+        "speculative": counters,
+        "memory": {"growth": asdict(growth) if growth else None, "leak_above_mib_per_minute": leak, "curve": curve},
+        "server_arguments": arguments,
+        "environment": environment(load_before).model_dump(),
+    }
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(result, indent=1) + "\n")
+    hidden = ("kind", "schema_version", "environment", "server_arguments", "memory")
+    console.print({name: value for name, value in result.items() if name not in hidden})
+    if growth is not None:
+        told = "" if judged else f" (not judged: under {JUDGED_MINUTES:.0f} minutes after warm-up)"
+        console.print(
+            f"memory: {growth.mib_per_minute:+.2f} MiB/min (95% {growth.low:+.2f} to {growth.high:+.2f}){told}"
+        )
+    console.print("passed" if passed else "FAILED")
+    raise typer.Exit(0 if passed else 1)
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except HeadError as error:
+        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)

@@ -1,0 +1,132 @@
+"""Clients that ask a server everything of a mixed load, for a while, and check each answer."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from rich.console import Console
+
+from ..errors import HeadError
+from .clients import Clients, Request
+from .load import Difference, Entry, Plain, compare, fault, logprob_error, with_alternatives
+from .memory import resident_mib
+
+#: Greedy tokens whose log-probabilities are closer than this are tied: fp32 sums in another order differ by less.
+TIE = 1e-3
+#: Log-probabilities may differ by so much from plain decoding's.
+LOGPROB_TOLERANCE = 1e-2
+#: A seeded draw falls on the boundary between two tokens now and then; more than this share is no accident.
+SEEDED_SHARE = 0.01
+SAMPLE_SECONDS, REPORT_SECONDS = 5.0, 30.0
+
+
+@dataclass
+class Seen:
+    """What the clients saw; filled by all of them."""
+
+    requests: Counter[str] = field(default_factory=Counter)
+    hung_up: int = 0
+    compared: Counter[str] = field(default_factory=Counter)
+    errors: list[str] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)
+    logprob_error: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def of(self, *, greedy: bool) -> list[Difference]:
+        return [d for d in self.differences if d.kind.startswith("greedy") is greedy]
+
+    def bugs(self) -> list[Difference]:
+        """Greedy answers that rounding does not explain, and seeded ones if they are too many."""
+        found = [d for d in self.of(greedy=True) if not d.tie(TIE)]
+        seeded, asked = self.of(greedy=False), sum(n for kind, n in self.compared.items() if "seeded" in kind)
+        return found + (seeded if len(seeded) > max(1, SEEDED_SHARE * asked) else [])
+
+
+def ask(clients: Clients, entry: Entry, request: Request, plain: Plain | None, seen: Seen) -> bool:
+    """One request, and its answer checked; whether the server answered at all."""
+    try:
+        choice = clients.run(request)
+    except (HeadError, OSError, ValueError, LookupError) as error:
+        with seen.lock:
+            seen.errors.append(f"{entry.kind}: {type(error).__name__}: {error}")
+        return False
+    with seen.lock:
+        seen.requests[entry.kind] += 1
+        if choice is None:
+            seen.hung_up += 1
+            return True
+        if wrong := fault(entry, choice, request.max_tokens):
+            seen.errors.append(f"{entry.kind}: {wrong}")
+        if plain is not None:
+            seen.compared[entry.kind] += 1
+            if different := compare(entry, plain, choice["token_ids"], request.max_tokens):
+                seen.differences.append(different)
+            if "logprobs" in entry.settings:
+                seen.logprob_error = max(seen.logprob_error, logprob_error(plain, choice))
+    return True
+
+
+def answer_plainly(clients: Clients, entries: list[Entry], longest: int, workers: int) -> dict[int, Plain]:
+    """Plain decoding's answers by entry, where they are always the same."""
+
+    def answer(entry: Entry) -> tuple[int, Plain]:
+        asked = Request(entry.prompt, longest, with_alternatives(entry.settings))
+        return entry.index, Plain.of(clients.complete(asked))
+
+    with ThreadPoolExecutor(workers) as pool:
+        return dict(pool.map(answer, [entry for entry in entries if entry.known]))
+
+
+@dataclass(frozen=True)
+class Storm:
+    """A load on a server, for a while."""
+
+    entries: list[Entry]
+    plain: dict[int, Plain]
+    longest: int
+    hanging_up: float
+    workers: int
+    seed: int
+
+    def run(self, clients: Clients, seconds: float, console: Console) -> tuple[Seen, list[tuple[float, float]]]:
+        """What was seen, and the memory curve (seconds, MiB)."""
+        seen, curve, started = Seen(), [(0.0, resident_mib())], time.monotonic()
+        stopping = threading.Event()
+
+        def client(number: int) -> None:
+            chance = random.Random(self.seed * 1000 + number)
+            mine = [entry for entry in self.entries if entry.structured is (number == 0)]
+            failed = 0
+            while not stopping.is_set() and failed < 5:  # a server that is gone needs no more telling
+                entry = chance.choice(mine)
+                request = entry.request(chance, self.longest, self.hanging_up)
+                failed = 0 if ask(clients, entry, request, self.plain.get(entry.index), seen) else failed + 1
+
+        with ThreadPoolExecutor(self.workers) as pool:
+            running = [pool.submit(client, number) for number in range(self.workers)]
+            report = REPORT_SECONDS
+            while (now := time.monotonic() - started) < seconds and not all(future.done() for future in running):
+                time.sleep(min(SAMPLE_SECONDS, seconds - now))
+                now = time.monotonic() - started
+                curve.append((round(now, 1), round(resident_mib(), 1)))
+                if now >= report:
+                    report += REPORT_SECONDS
+                    console.print(_progress(now, seen, curve[-1][1]))
+            stopping.set()
+        for future in running:
+            future.result()
+        return seen, curve
+
+
+def _progress(seconds: float, seen: Seen, mib: float) -> str:
+    with seen.lock:
+        return (
+            f"{seconds / 60:5.1f} min  {sum(seen.requests.values())} requests ({seen.hung_up} hung up), "
+            f"{sum(seen.compared.values())} compared with plain, {len(seen.differences)} differ, "
+            f"{len(seen.errors)} errors, {mib:.0f} MiB"
+        )
