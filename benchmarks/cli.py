@@ -184,27 +184,33 @@ def trace(
     as_json: JsonOption = False,
     output: OutputOption = None,
     html: HtmlOption = None,
-    svg: Annotated[Path | None, typer.Option(help="Write the picture here.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Write the coloured answer here, as SVG.")] = None,
+    plot: PlotOption = None,
+    step: Annotated[
+        list[int] | None, typer.Option(help="A step that --plot draws; repeat. Four of the answer if left out.", min=0)
+    ] = None,
 ) -> None:
-    """One answer, every token coloured by how it came, with what was rejected and both models' probabilities."""
+    """One answer, every token coloured by how it came, with what was rejected and both models' probabilities; of
+    draft trees each step's tree."""
     import io
     import tempfile
 
     from rich.console import Console
 
-    from .methods import engine_options, make_method, refuse_trees
+    from .methods import engine_options, make_method
+    from .report import write_trace
+    from .report.trace_page import write_picture
     from .session import Sampling
     from .trace import trace as run
-    from .trace import trace_page, write_picture
 
-    check_files(output, html, None)
+    check_files(output, html, plot)
     check_files(svg, None, None)
+    if step and plot is None:
+        raise UsageError("--step without --plot", "It says which steps the picture has", "Add --plot F")
     chosen = make_method(head, method, k, spec_config)
-    refuse_trees(chosen)
     result = run(target, chosen, prompt, Sampling(temperature, max_tokens), engine_options(engine_args), not raw)
     deliver(result, as_json, output)
-    if html is not None:
-        html.write_text(trace_page(result))
+    write_trace(result, html, plot, step)
     if svg is not None or not as_json:
         with tempfile.TemporaryDirectory() as folder:
             console = Console(file=io.StringIO()) if as_json else terminal()

@@ -1,7 +1,7 @@
-"""What a running engine drafted, verified and rejected, step by step.
+"""What each step of one request drafted and emitted, and how sure both models were.
 
-vLLM has no public way to see it, so methods of the runner and of the two models are wrapped while one request
-runs. Nothing they do is changed; a vLLM without them gives no traces, and everything else still works.
+The engine must live in this process. vLLM has no public way to see what was rejected: for chains, methods of the
+runner and of the two models are wrapped, which changes nothing they do; our tree runner tells its observers.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
+from torch import Tensor
+
 from ..errors import HeadError
 from ..running import runner_of
+from ..tree.tree import Tree
 
 
 @dataclass
@@ -23,9 +26,11 @@ class TraceStep:
     Attributes:
         drafts: [d] tokens that the step verified.
         draft_probs: [d] the drafter's probability of each, at temperature 1; empty where it has none (n-grams).
-        target_probs: [d] the target's, each given the drafts before it.
+        target_probs: [d] the target's, each given the drafts that it continues.
         emitted: tokens that came out: accepted drafts, then the target's own.
         own_prob: the target's probability of its own token, at temperature 1; None where the step was trimmed.
+        parents: [d] the draft that each continues, counted from 1; 0: the token before the step. None: each
+            continues the one before it, a chain.
     """
 
     drafts: list[int]
@@ -33,6 +38,23 @@ class TraceStep:
     target_probs: list[float]
     emitted: list[int] = field(default_factory=list)
     own_prob: float | None = None
+    parents: list[int] | None = None
+
+    @property
+    def tree(self) -> Tree:
+        """The drafts as a tree, which a chain is too."""
+        return Tree.chain(self.drafts) if self.parents is None else Tree(tuple(self.drafts), tuple(self.parents))
+
+    @property
+    def path(self) -> list[int]:
+        """The drafts that were accepted and came out, counted from 1, in the order of the text."""
+        path, children = [0], self.tree.children
+        for token in self.emitted:
+            node = children.get((path[-1], token))
+            if node is None:
+                break
+            path.append(node)
+        return path[1:]
 
 
 class StepWatch:
@@ -45,7 +67,8 @@ class StepWatch:
     def __init__(self, llm: Any) -> None:
         self.steps: list[TraceStep] = []
         self._drafts: tuple[list[int], list[float]] = ([], [])
-        self._logits: Any = None
+        #: The target's probabilities [rows, V] in the step that runs.
+        self._probs: Any = None
         self._draft_logits: list[Any] = []
         try:
             self._runner = runner_of(llm)
@@ -58,6 +81,12 @@ class StepWatch:
 
     def __enter__(self) -> StepWatch:
         runner, self._stack = self._runner, ExitStack()
+        if _drafts_trees(runner):
+            from ..tree.observe import observers
+
+            observers.append(self)
+            self._stack.callback(observers.remove, self)
+            return self
         self._wrap(runner.model, "compute_logits", self._target)
         if getattr(runner, "drafter", None) is not None:
             self._wrap(runner, "propose_draft_token_ids", self._proposed)
@@ -82,13 +111,26 @@ class StepWatch:
         # Into the instance's own dictionary: torch modules would register nothing else there.
         self._stack.enter_context(mock.patch.dict(vars(owner), {name: wrapped}))
 
-    def _target(self, logits: Any, *args: Any) -> None:
+    def drafted(self, request: str, tree: Tree, claims: list[float]) -> None:
+        """As `tree.observe.Observer` says."""
+        self._drafts = list(tree.tokens), claims
+
+    def verified(self, request: str, tree: Tree, logits: Tensor) -> None:
+        """As `tree.observe.Observer` says."""
+        (drafts, claims), self._drafts = self._drafts, ([], [])
+        known = drafts[: len(tree)] == list(tree.tokens)  # else they are vLLM's own, close to the longest length
+        self._add(list(tree.tokens), claims[: len(tree)] if known else [], logits, list(tree.parents))
+
+    def _target(self, logits: Tensor, *args: Any) -> None:
         drafts, probs = self._drafts
-        rows = logits.float().softmax(-1)
-        seen = min(len(drafts), len(rows) - 1)  # vLLM may verify fewer than were drafted
-        self._logits = rows
-        target = [float(rows[i, token]) for i, token in enumerate(drafts[:seen])]
-        self.steps.append(TraceStep(drafts[:seen], probs[:seen], target))
+        seen = min(len(drafts), len(logits) - 1)  # vLLM may verify fewer than were drafted
+        self._add(drafts[:seen], probs[:seen], logits)
+
+    def _add(self, drafts: list[int], probs: list[float], logits: Tensor, parents: list[int] | None = None) -> None:
+        self._probs = logits.float().softmax(-1)
+        rows = range(len(drafts)) if parents is None else parents
+        target = [float(self._probs[row, token]) for row, token in zip(rows, drafts, strict=True)]
+        self.steps.append(TraceStep(drafts, probs, target, parents=parents))
 
     def _proposed(self, drafts: Any, *args: Any) -> None:
         rows = drafts.tolist() if hasattr(drafts, "tolist") else drafts
@@ -109,16 +151,13 @@ class StepWatch:
                 continue
             step = self.steps[-1]
             step.emitted = tokens
-            own = accepted_drafts(step)
-            if own < len(tokens):
-                step.own_prob = float(self._logits[own, tokens[own]])
+            path = step.path
+            if len(path) < len(tokens):
+                step.own_prob = float(self._probs[path[-1] if path else 0, tokens[len(path)]])
 
 
-def accepted_drafts(step: TraceStep) -> int:
-    """How many of the emitted tokens are accepted drafts."""
-    accepted = 0
-    for draft, token in zip(step.drafts, step.emitted, strict=False):
-        if draft != token:
-            break
-        accepted += 1
-    return accepted
+def _drafts_trees(runner: Any) -> bool:
+    """Whether it is ours, for trees and adaptive chains."""
+    from ..tree.runner import TreeRunner
+
+    return isinstance(runner, TreeRunner)

@@ -114,13 +114,6 @@ def _drafting_words(drafting: Drafting) -> str:
     return f"{words}, adaptive" if drafting.adaptive and shape.kind != "auto" else words
 
 
-def refuse_trees(method: Method) -> None:
-    """Raises UsageError for a method that drafts trees, where only chains can be shown."""
-    drafting = drafting_of(method.speculative)
-    if drafting is not None and drafting.shape.kind != "chain":
-        raise UsageError("a trace of draft trees", "Only chains can be drawn so far", f"Leave {DRAFTING}.tree out")
-
-
 def check_head(head: str) -> None:
     """Refuse a local head that vLLM cannot load, before an engine is started for it.
 

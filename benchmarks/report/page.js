@@ -12,7 +12,8 @@ const show = (element) => {
 };
 const hide = () => { tip.hidden = true; };
 for (const element of document.querySelectorAll("[data-tip]")) {
-  element.setAttribute("aria-label", element.dataset.tip);
+  const words = element.classList.contains("token") ? `${element.textContent}: ` : "";
+  element.setAttribute("aria-label", words + element.dataset.tip);
   element.addEventListener("mouseenter", () => show(element));
   element.addEventListener("focus", () => show(element));
   element.addEventListener("mouseleave", hide);
@@ -35,3 +36,37 @@ for (const table of document.querySelectorAll("table")) {
     body.append(...rows);
   }));
 }
+// A piece of text opens its figure: by a click, or by the arrow keys (left and right by piece, up and down by figure).
+const openers = [...document.querySelectorAll("[data-opens]")];
+const figureOf = (piece) => document.getElementById(`figure-${piece.dataset.opens}`);
+const choose = (chosen) => {
+  for (const piece of openers) {
+    const same = piece.dataset.opens === chosen.dataset.opens;
+    figureOf(piece).hidden = !same;
+    piece.classList.toggle("chosen", same);
+    piece.setAttribute("aria-selected", String(piece === chosen));
+    piece.tabIndex = piece === chosen ? 0 : -1;
+  }
+};
+const step = (at, by, same) => {
+  let to = at + by;
+  while (same && openers[to]?.dataset.opens === openers[at].dataset.opens) to += by;
+  if (same && by < 0) while (openers[to - 1]?.dataset.opens === openers[to]?.dataset.opens && to > 0) to -= 1;
+  return openers[to];
+};
+openers.forEach((piece, at) => {
+  piece.setAttribute("role", "option");
+  piece.parentElement.setAttribute("role", "listbox");
+  piece.parentElement.setAttribute("aria-label", "tokens");
+  piece.addEventListener("click", () => { choose(piece); piece.focus(); });
+  piece.addEventListener("keydown", (event) => {
+    const to = { ArrowRight: () => step(at, 1), ArrowLeft: () => step(at, -1), ArrowDown: () => step(at, 1, true),
+      ArrowUp: () => step(at, -1, true), Home: () => openers[0], End: () => openers.at(-1) }[event.key]?.();
+    if (!to) return;
+    event.preventDefault();
+    choose(to);
+    to.focus();
+  });
+});
+if (openers.length) choose(openers.find((piece) => `#figure-${piece.dataset.opens}` === location.hash)
+  ?? openers.find((piece) => piece.classList.contains("accepted")) ?? openers[0]);

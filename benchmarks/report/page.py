@@ -136,12 +136,14 @@ class Lines:
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of text with a meaning: `tone` colours it, `hint` explains it, `aside` stands struck out behind it."""
+    """A piece of text with a meaning: `tone` colours it, `hint` explains it, `aside` stands struck out behind it,
+    `opens` is the number of the figure that it shows."""
 
     text: str
     tone: str
     hint: str
     aside: list[Piece] = field(default_factory=list)
+    opens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,43 @@ class Tokens:
     legend: list[tuple[str, str]]
     note: str = ""
     kind: str = "tokens"
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A node of a drawn tree, and what hangs below it.
+
+    `draft` and `target` are probabilities; `on_path` are the nodes that a thick line leads along, `passed` those
+    that it goes by on its way to a sibling further down.
+    """
+
+    text: str
+    tone: str
+    draft: float | None
+    target: float | None
+    below: list[Branch] = field(default_factory=list)
+    on_path: bool = False
+    passed: bool = False
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A tree that is shown when a piece which `opens` its number is chosen."""
+
+    number: int
+    caption: str
+    root: Branch
+
+
+@dataclass(frozen=True)
+class Trees:
+    """Trees, one of them shown at a time; all of them in print, and without a script."""
+
+    title: str
+    figures: list[Figure]
+    legend: list[tuple[str, str]]
+    note: str = ""
+    kind: str = "trees"
 
 
 @dataclass(frozen=True)
@@ -174,7 +213,7 @@ class Notes:
     kind: str = "notes"
 
 
-Part = Cards | Bars | Grid | Lines | Tokens | Facts | Notes
+Part = Cards | Bars | Grid | Lines | Tokens | Trees | Facts | Notes
 
 
 def render(title: str, lead: str, parts: Sequence[Part]) -> str:
@@ -184,7 +223,14 @@ def render(title: str, lead: str, parts: Sequence[Part]) -> str:
     page = template.from_string((folder / "page.html.j2").read_text())
     # Our own files, not data: they go in as they are.
     inline = {name: Markup((folder / file).read_text()) for name, file in (("css", "page.css"), ("js", "page.js"))}
-    return page.render(title=title, lead=lead, parts=parts, **inline)
+    return page.render(title=title, lead=lead, parts=parts, percent=percent, **inline)
+
+
+def percent(probability: float) -> str:
+    """A probability in few characters."""
+    if probability < 0.001:
+        return "<0.1%"
+    return f"{100 * probability:.1f}%" if probability < 0.1 else f"{100 * probability:.0f}%"
 
 
 def tick(value: float) -> str:

@@ -14,11 +14,12 @@ from vllm_eagle_plugin.benchmarks.methods import Method
 from vllm_eagle_plugin.benchmarks.report.acceptance_page import acceptance_page
 from vllm_eagle_plugin.benchmarks.report.speed_tables import compare_page
 from vllm_eagle_plugin.benchmarks.report.sweep_tables import sweep_page
+from vllm_eagle_plugin.benchmarks.report.trace_page import trace_page
 from vllm_eagle_plugin.benchmarks.schema import AcceptanceResult, Workload
 from vllm_eagle_plugin.benchmarks.session import Step
 from vllm_eagle_plugin.benchmarks.speed import Compare, Difference, Sweep, Synthetic
 from vllm_eagle_plugin.benchmarks.sweep import conditional_rates, hold_out, step_times
-from vllm_eagle_plugin.benchmarks.trace import Trace, explain, trace_page
+from vllm_eagle_plugin.benchmarks.trace import Trace, explain
 
 from .synthetic import geometric
 
@@ -98,6 +99,28 @@ def trace_result() -> Trace:
     )  # fmt: skip
 
 
+def tree_trace_result() -> Trace:
+    """A step in which the path leaves the chain, one in which it ends at the root, one without drafts, and one that
+    the answer's end cut short."""
+    words = dict(
+        enumerate(["The", " sky", " is", " blue", " an antidisestablishmentarian", "\n", " <b>", "  ", " air"])
+    )
+    steps = [
+        TraceStep([], [], [], [0], 0.9),
+        TraceStep([8, 1, 2, 4, 6, 7], [0.6, 0.3, 0.8, 0.15, 0.5, 0.3], [0.1, 0.7, 0.9, 0.0004, 0.2, 0.05], [1, 2, 3],
+                  0.45, parents=[0, 0, 2, 2, 1, 3]),
+        TraceStep([4, 8], [], [0.3, 0.2], [5], 0.4, parents=[0, 0]),
+        TraceStep([], [], [], [6], 0.2, parents=[]),
+        TraceStep([7, 8, 2, 3, 1], [0.5, 0.4, 0.5, 0.5, 0.5], [0.6, 0.1, 0.2, 0.3, 0.1], [7], None,
+                  parents=[0, 0, 1, 3, 2]),
+    ]  # fmt: skip
+    return Trace(
+        target="a/target", speculative_config={"model": "head", "eagle": {"tree": "auto"}}, prompt="Why is the sky?",
+        answer="", acceptance_length=2.0, steps=[explain(s, words.__getitem__) for s in steps],
+        environment=environment(0.0),
+    )  # fmt: skip
+
+
 @cache
 def pages() -> dict[str, str]:
     """HTML by name."""
@@ -106,4 +129,5 @@ def pages() -> dict[str, str]:
         "compare": compare_page(compare_result()),
         "sweep": sweep_page(sweep_result()),
         "trace": trace_page(trace_result()),
+        "tree trace": trace_page(tree_trace_result()),
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from vllm_eagle_plugin.benchmarks.acceptance import measure
 from vllm_eagle_plugin.benchmarks.engine import Engine
-from vllm_eagle_plugin.benchmarks.host import accepted_drafts
 from vllm_eagle_plugin.benchmarks.prompts import Question
 from vllm_eagle_plugin.benchmarks.records import Record
 from vllm_eagle_plugin.benchmarks.schema import AcceptanceResult, Workload
@@ -190,11 +189,11 @@ def test_trace(engine: Engine, language: Language) -> None:
     assert [t for step in steps for t in step.emitted] == record.token_ids == language.answer([2], TOKENS)
     first, *rest = steps
     assert (first.drafts, first.emitted) == ([], record.token_ids[:1])
-    accepted = [accepted_drafts(step) for step in rest]
+    accepted = [len(step.path) for step in rest]
     assert accepted[:-1] == record.accepted[:-1]
     for step in rest:
         assert len(step.drafts) == len(step.draft_probs) == len(step.target_probs) == K
-        right = accepted_drafts(step)
+        right = len(step.path)
         assert min(step.target_probs[:right], default=1) > 0.99, "the language leaves no choice"
         if step.own_prob is not None and right < K:
             assert step.target_probs[right] < 0.01
