@@ -1,5 +1,5 @@
 # make demo and make test set up whatever they need; nothing else is assumed but Python 3.11+ with venv.
-.PHONY: setup demo test test-extended lint bench clean
+.PHONY: setup demo test test-extended test-versions lint bench clean
 VENV := .venv/bin
 OPENMP := $(abspath .venv/lib/libiomp5.so)
 # The OpenMP runtime that vLLM's CPU backend is built for; without it speculation is much slower.
@@ -17,6 +17,10 @@ test: setup lint
 
 test-extended: setup
 	$(RUN) $(VENV)/python -m pytest -m extended $(ARGS)
+
+# Other versions of vLLM, each in an environment of its own.
+test-versions:
+	@tools/versions.sh $(VERSIONS)
 
 lint: setup
 	$(VENV)/ruff check .
