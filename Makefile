@@ -28,7 +28,6 @@ lint: setup
 	@tools/typecheck.sh
 
 bench: setup
-	$(RUN) $(VENV)/python -m vllm_eagle_plugin.benchmarks.draft_step --json benchmarks/results/draft_step.json
 	$(RUN) $(VENV)/python -m vllm_eagle_plugin.benchmarks.reproduce
 
 clean:

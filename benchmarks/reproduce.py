@@ -1,13 +1,15 @@
-"""Every table and picture of the README's benchmarks, by one command: `python -m vllm_eagle_plugin.benchmarks.reproduce`.
+"""Every table and picture of README and docs, by one command: `python -m vllm_eagle_plugin.benchmarks.reproduce`.
 
-Runs `bench acceptance`, `bench compare` and `bench sweep` as a user would, writes JSON, pages and pictures to
-one folder, and appends a line of the figures that matter to `history.jsonl`, with hardware and versions, so
-that a release can be told from the one before.
+Runs each benchmark as a user would, in a process of its own; writes JSON, pages and pictures to one folder, and
+`tables.md` with the tables as the docs have them; appends a line of figures to the history in the repository, with
+hardware and versions, and says what has changed since the last one. `--quick` runs everything, on so little that
+the figures mean nothing: to see that it works.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,45 +17,141 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
-from ..errors import HeadError
-from .environment import hardware, versions
-from .schema import AcceptanceResult, read_result
-from .speed import Compare, Sweep
+from ..errors import HeadError, UsageError
+from .environment import environment, load
+from .history import Line, append, changes, figures, read
+from .methods import head_sha256
+from .prompts import BUILTIN
+from .tables import tables, with_bounds
 
-ENGINE = {"dtype": "float32", "max_model_len": 1024, "enforce_eager": True}
-K, TOKENS = 3, 128
-#: Target and converted head of `vllm-eagle demo`.
-DEMO = ("artifacts/demo/target", "artifacts/demo/head")
-#: Arguments of each run behind the target and the head.
-RUNS: dict[str, list[str]] = {
-    "acceptance": ["-k", str(K), "--max-tokens", str(TOKENS), "--concurrency", "8"],
-    "compare": ["--method", "ngram", "-k", str(K), "--max-tokens", "64", "--limit", "16"],
-    "sweep": ["-k", "4", "--batch", "1", "--batch", "4", "--synthetic", "2.5", "--max-tokens", "48", "--limit", "8"],
-}
+HISTORY = Path("benchmarks/history.jsonl")
+#: Where `vllm-eagle demo` works; its target and converted head.
+WORK = Path("artifacts/demo")
+DEMO = (str(WORK / "target"), str(WORK / "head"))
+EXACT = {"dtype": "float32", "max_model_len": 1024, "enforce_eager": True}
+FAST = {**EXACT, "dtype": "bfloat16"}
+NAMES = (
+    "demo", "acceptance", "compare", "sweep", "trees", "tree_lengths", "tree_lengths_sampled", "draft_step",
+    "convert_speed",
+)  # fmt: skip
+#: What --quick asks of the `bench` verbs: as many questions as the largest batch has.
+QUICK = ["--limit", "8", "--max-tokens", "12"]
 
 
 def main(
     target: Annotated[str, typer.Option(help="The demo's target, or another.")] = DEMO[0],
     head: Annotated[str, typer.Option(help="A converted head for it.")] = DEMO[1],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("benchmarks/results"),
-    only: Annotated[list[str] | None, typer.Option(help=f"Only this one of {', '.join(RUNS)}; repeat.")] = None,
+    prompts: Annotated[str, typer.Option(help="Questions to ask; the built-in ones if left out.")] = BUILTIN,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; benchmarks/results.")] = None,
+    history: Annotated[Path | None, typer.Option(help=f"File to append to; {HISTORY}.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help=f"Only this one of {', '.join(NAMES)}; repeat.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A few minutes; nothing in the repository changes.")] = False,
 ) -> None:
     """Measure everything again."""
-    console = Console(highlight=False, markup=False)
-    console.print({**hardware(), **versions()})
-    output.mkdir(parents=True, exist_ok=True)
+    unknown = [name for name in only or () if name not in NAMES]
+    if unknown:
+        raise UsageError(f"--only {unknown[0]}", f"Expected: {', '.join(NAMES)}")
+    folder = output or Path("artifacts/bench-quick" if quick else "benchmarks/results")
+    history = history or (folder / "history.jsonl" if quick else HISTORY)
+    before, console = load(), Console(highlight=False, markup=False)
+    earlier = read(history)
+    console.print(environment(before).model_dump(include={"hardware", "versions", "load_average"}))
+    folder.mkdir(parents=True, exist_ok=True)
     if (target, head) == DEMO:
         prepare_demo()
-    for name in only or RUNS:
-        if name not in RUNS:
-            raise typer.BadParameter(f"{name} is none of {', '.join(RUNS)}")
-        run(name, target, head, output)
-    figures = headline(output)
-    line = {"hardware": hardware(), "versions": versions(), "target": target, "head": head, **figures}
-    with (output / "history.jsonl").open("a") as history:
-        history.write(json.dumps(line) + "\n")
-    console.print(figures)
+    # The demo is of its own models, and as quick as it gets.
+    usual = [name for name in NAMES if name != "demo" or ((target, head) == DEMO and not quick)]
+    chosen = [name for name in NAMES if name in (only or usual)]
+    done: list[str] = []
+    failed: list[str] = []
+    stopped = False
+    for name in chosen:
+        command = [sys.executable, "-m", *arguments(name, target, head, prompts, folder, quick)]
+        console.rule(name)
+        try:
+            (failed if run(command) else done).append(name)
+            if name == "demo" and name in done:
+                shutil.copy(WORK / "result.json", folder / "demo.json")
+        except KeyboardInterrupt:
+            failed, stopped = [n for n in chosen if n not in done], True
+            break
+    line = Line(
+        environment=environment(before),
+        target=target,
+        head=head,
+        head_sha256=head_sha256(head),
+        quick=quick,
+        failed=failed,
+        figures=figures(folder, done),
+    )
+    if done:
+        append(history, line)
+        (folder / "tables.md").write_text(tables(folder, done, line.environment))
+        console.print(f"{folder / 'tables.md'} has the tables, {history} one more line")
+    if moved := [*changes(earlier, line)]:
+        table = Table("figure", "before", "now", "", "since")
+        for figure, date, old, new, apart in moved:
+            table.add_row(figure, with_bounds(old, 3), with_bounds(new, 3), "CHANGED" if apart else "", date)
+        console.print(table)
+    if failed:
+        raise HeadError(
+            f"{'interrupted' if stopped else 'failed'}: {', '.join(failed)}", f"Done: {', '.join(done) or 'nothing'}"
+        )
+
+
+def arguments(name: str, target: str, head: str, prompts: str, folder: Path, quick: bool) -> list[str]:
+    """Module and arguments of one benchmark."""
+    file = folder / f"{name}.json"
+    if name == "demo":
+        return ["vllm_eagle_plugin.cli", "demo", "--work", str(WORK)]
+    if name == "draft_step":
+        few = ["--rounds", "1", "--width", "64"] if quick else []
+        return ["vllm_eagle_plugin.benchmarks.draft_step", f"--json={file}", *few]
+    if name == "convert_speed":
+        few = ["--width", "1024", "--inner", "1024", "--vocab", "4096", "--rounds", "1"] if quick else []
+        return ["vllm_eagle_plugin.benchmarks.convert_speed", f"--json={file}", *few]
+    verb, how = bench(name, head)
+    written = [f"--output={file}", f"--html={file.with_suffix('.html')}", f"--plot={file.with_suffix('.png')}"]
+    asked = ["--target", target, "--prompts", prompts, *how, *(QUICK if quick else [])]
+    return ["vllm_eagle_plugin.cli", "bench", verb, *asked, *written]
+
+
+def bench(name: str, head: str) -> tuple[str, list[str]]:
+    """The verb of a benchmark and what is asked of it."""
+
+    def way(nodes: int, **eagle: Any) -> list[str]:
+        config: dict[str, Any] = {"model": head, "num_speculative_tokens": nodes}
+        return ["--spec-config", json.dumps(config | ({"eagle": eagle} if eagle else {}))]
+
+    exact, fast = ["--engine-args", json.dumps(EXACT)], ["--engine-args", json.dumps(FAST)]
+    if name == "acceptance":
+        return "acceptance", ["--head", head, "-k", "3", "--max-tokens", "128", "--concurrency", "8", *exact]
+    if name == "compare":
+        return "compare", [
+            "--head",
+            head,
+            "--method",
+            "ngram",
+            "-k",
+            "3",
+            "--max-tokens",
+            "64",
+            "--limit",
+            "16",
+            *exact,
+        ]
+    if name == "sweep":
+        batches = ["--batch", "1", "--batch", "4", "--synthetic", "2.5"]
+        return "sweep", ["--head", head, "-k", "4", *batches, "--max-tokens", "48", "--limit", "8", *exact]
+    if name == "trees":
+        chains = [*way(1), *way(2), *way(4, adaptive=True)]
+        trees = [*way(8, tree="auto"), *way(8, tree={"kind": "dynamic", "depth": 3})]
+        return "compare", [*chains, *trees, "--max-tokens", "64", "--limit", "12", *fast]
+    ways = [*way(5), *way(16, tree={"kind": "dynamic", "depth": 5})]
+    temperature = "1" if name == "tree_lengths_sampled" else "0"
+    return "compare", [*ways, "--temperature", temperature, "--max-tokens", "64", "--concurrency", "8", *exact]
 
 
 def prepare_demo() -> None:
@@ -66,37 +164,19 @@ def prepare_demo() -> None:
     convert(shipped_head(), str(target), Path(DEMO[1]), force=True)
 
 
-def run(name: str, target: str, head: str, output: Path) -> None:
-    """One benchmark, as a user would run it; its tables go to the terminal.
-
-    Raises:
-        HeadError: it failed.
-    """
-    files = [f"--html={output / name}.html", f"--plot={output / name}.png", f"--output={output / name}.json"]
-    models = ["--target", target, "--head", head, "--engine-args", json.dumps(ENGINE)]
-    command = [sys.executable, "-m", "vllm_eagle_plugin.cli", "bench", name, *models, *RUNS[name], *files]
-    if subprocess.run(command).returncode:
-        raise HeadError(f"bench {name} failed")
-
-
-def headline(folder: Path) -> dict[str, Any]:
-    """The figures of a folder of results that are worth following over time; those of missing runs are left out."""
-    found: dict[str, Any] = {}
-    if (file := folder / "acceptance.json").exists():
-        result = read_result(file, AcceptanceResult)
-        found["date"] = result.eagle.environment.date
-        found["acceptance_length"] = result.eagle.acceptance.acceptance_length.model_dump()
-        found["head_sha256"] = result.eagle.workload.head_sha256
-    if (file := folder / "compare.json").exists():
-        rows = read_result(file, Compare).rows
-        found["speedup"] = {row.name: row.speedup.model_dump() for row in rows if row.speculative_config}
-        found["plain_tokens_per_second"] = rows[0].tokens_per_second.value
-    if (file := folder / "sweep.json").exists():
-        swept = read_result(file, Sweep)
-        found["cost"] = swept.cost.model_dump()
-        found["held_out_errors"] = [prediction.error for prediction in swept.held_out]
-    return found
+def run(command: list[str]) -> int:
+    """Run a command to its end, also when ctrl-C reaches both of us: it has something to write then."""
+    with subprocess.Popen(command) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.wait()
+            raise
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except HeadError as error:
+        print("error:", error, file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
-from vllm_eagle_plugin.benchmarks import reproduce
 from vllm_eagle_plugin.benchmarks.acceptance import from_counters
 from vllm_eagle_plugin.benchmarks.cli import app
 from vllm_eagle_plugin.benchmarks.session import Counters
 
 from vllm_eagle_plugin.errors import HeadError, UsageError
 
-from .pages import acceptance_result, compare_result, sweep_result
+TREES, EMPTY = '{"additional_config": {"eagle": {"tree": "auto"}}}', '{"additional_config": {"eagle": {}}}'
+NUMBER, NOTHING = '{"method": "ngram", "eagle": 3}', '{"method": "ngram", "eagle": {}}'
 
 
 @pytest.mark.parametrize(
@@ -31,6 +29,10 @@ from .pages import acceptance_result, compare_result, sweep_result
         (["acceptance", "--target", "t", "--method", "ngram", "--html", "no/where.html"], "no is not a folder"),
         (["acceptance", "--target", "t", "--method", "ngram", "--plot", "x.gif"], ".png, .svg, .pdf"),
         (["acceptance", "--target", "t", "--method", "ngram", "--engine-args", "{"], "--engine-args is not JSON"),
+        (["acceptance", "--target", "t", "--method", "ngram", "--engine-args", TREES], "that say how to draft"),
+        (["compare", "--target", "t", "--method", "ngram", "--engine-args", EMPTY], "that say how to draft"),
+        (["compare", "--target", "t", "--method", "ngram", "--spec-config", NUMBER], "Input should be a valid dict"),
+        (["compare", "--target", "t", "--spec-config", NOTHING], 'eagle is {}. Expected: such as {"tree": "auto"}'),
         (["compare", "--target", "t"], "nothing to compare"),
         (["compare", "--target", "t", "--head", "./nowhere"], "./nowhere is not a folder"),
         (["sweep", "--target", "t", "--method", "ngram", "--batch", "40"], "--batch 40 with 16 questions"),
@@ -73,24 +75,3 @@ def test_totals_alone() -> None:
     assert [f.value for f in found.conditional] == [0.6, 0.5, 0.0]
     shorter = from_counters(Counters(10, 28, 9, (6, 3, 0)), [])
     assert [f.value for f in shorter.conditional] == [None] * 3, "unknown when not every step drafted all"
-
-
-def test_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command runs what is asked, and a line of figures is added for each time."""
-    results: dict[str, Any] = {"acceptance": acceptance_result(), "compare": compare_result(), "sweep": sweep_result()}
-    asked: list[str] = []
-
-    def run(name: str, target: str, head: str, output: Path) -> None:
-        asked.append(name)
-        (output / f"{name}.json").write_text(results[name].model_dump_json())
-
-    monkeypatch.setattr(reproduce, "run", run)
-    reproduce.main("t", "h", tmp_path, None)
-    reproduce.main("t", "h", tmp_path, ["sweep"])
-    assert asked == ["acceptance", "compare", "sweep", "sweep"]
-    first, second = map(json.loads, (tmp_path / "history.jsonl").read_text().splitlines())
-    assert first == second
-    assert first["acceptance_length"] == results["acceptance"].eagle.acceptance.acceptance_length.model_dump()
-    assert set(first["speedup"]) == {r.name for r in results["compare"].rows[1:]}
-    assert {"cpu", "cores"} <= set(first["hardware"])
-    assert "torch" in first["versions"]

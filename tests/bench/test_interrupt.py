@@ -21,7 +21,7 @@ from .conftest import OPTIONS
 from .language import K, Language
 
 pytestmark = pytest.mark.engine
-QUESTIONS, TOKENS, PATIENCE = 3000, 200, 300
+QUESTIONS, TOKENS, PATIENCE = 200, 40, 300
 
 
 @dataclass

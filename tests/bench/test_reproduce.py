@@ -1,0 +1,151 @@
+"""The command that measures everything again: what it runs, what it keeps, what it says when something fails."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vllm_eagle_plugin.benchmarks import reproduce
+from vllm_eagle_plugin.benchmarks.history import Line, apart, changes, read
+from vllm_eagle_plugin.benchmarks.schema import Figure
+
+from vllm_eagle_plugin.errors import HeadError, UsageError
+
+from .language import Language
+from .pages import acceptance_result, compare_result, sweep_result
+
+SPREAD = {"1": {"median": 0.5, "min": 0.4, "max": 0.6}}
+PLAIN_FILES = {
+    "draft_step": {"figures": {"ratio": {"feature": SPREAD}}},
+    "convert_speed": {"speed_against_copying": 0.7, "peak_bytes": 5e8, "head_bytes": 4e9},
+}
+
+
+def runner(asked: list[str], broken: str = "") -> Callable[[list[str]], int]:
+    """Stands in for the processes: writes an invented result, and fails at `broken`."""
+    results = {"acceptance": acceptance_result(), "sweep": sweep_result()}
+
+    def run(command: list[str]) -> int:
+        file = Path(next(a for a in command if a.startswith(("--output=", "--json="))).split("=")[1])
+        asked.append(file.stem)
+        if file.stem == broken:
+            return 1
+        found = PLAIN_FILES.get(file.stem)
+        file.write_text(json.dumps(found) if found else results.get(file.stem, compare_result()).model_dump_json())
+        return 0
+
+    return run
+
+
+def main(folder: Path, **changes: Any) -> None:
+    options = {"prompts": "builtin", "history": folder / "history.jsonl", "only": None, "quick": False}
+    reproduce.main(**{"target": "t", "head": "h", "output": folder, **options, **changes})
+
+
+def test_everything_leaves_a_table_and_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(reproduce, "run", runner(asked))
+    main(tmp_path)
+    main(tmp_path, only=["sweep", "acceptance"])
+    everything = [name for name in reproduce.NAMES if name != "demo"]  # the demo is of its own models
+    assert asked == [*everything, "acceptance", "sweep"]
+    first, second = read(tmp_path / "history.jsonl")
+    assert {name.split(":")[0] for name in first.figures} == set(everything)
+    assert {name.split(":")[0] for name in second.figures} == {"acceptance", "sweep"}, "not what an earlier run left"
+    length = acceptance_result().eagle.acceptance.acceptance_length
+    assert first.figures["acceptance: acceptance length"] == length
+    assert first.figures["draft_step: ratio, feature, batch 1"].value == 0.5
+    assert first.figures["convert_speed: speed against copying"].value == 0.7
+    assert {"cpu", "cores"} <= set(first.environment.hardware)
+    assert "torch" in first.environment.versions
+    assert len([*changes([first], second)]) == len(second.figures)
+    assert not any(moved for *_, moved in changes([first], second))
+    main(tmp_path)
+    text = (tmp_path / "tables.md").read_text()
+    assert text.count("\n## ") == len(everything)
+    assert f"| acceptance length | {length.value:.2f} ({length.low:.2f} to {length.high:.2f}) |" in text
+    row = compare_result().rows[1]
+    assert f"| {row.name} | {row.acceptance.acceptance_length.value:.2f} (" in text
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.M)
+    assert all(len({line.count("|") for line in table.splitlines()}) == 1 for table in tables)
+
+
+def test_a_failure_spares_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(reproduce, "run", runner(asked, broken="compare"))
+    with pytest.raises(HeadError, match=r"^failed: compare\. Done: acceptance, sweep\.$"):
+        main(tmp_path, only=["acceptance", "compare", "sweep"])
+    (line,) = read(tmp_path / "history.jsonl")
+    assert line.failed == ["compare"]
+    assert {name.split(":")[0] for name in line.figures} == {"acceptance", "sweep"}
+
+
+def test_ctrl_c_keeps_what_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    run = runner(asked)
+
+    def interrupted(command: list[str]) -> int:
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return run(command)
+
+    monkeypatch.setattr(reproduce, "run", interrupted)
+    with pytest.raises(HeadError, match=r"^interrupted: sweep, trees\. Done: acceptance, compare\.$"):
+        main(tmp_path, only=["acceptance", "compare", "sweep", "trees"])
+    assert [line.failed for line in read(tmp_path / "history.jsonl")] == [["sweep", "trees"]]
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--only nonsense"):
+        main(tmp_path, only=["nonsense"])
+    (tmp_path / "history.jsonl").write_text('{"target": 3}\n')
+    with pytest.raises(HeadError, match=r"history\.jsonl, line 1: environment"):
+        main(tmp_path)
+
+
+def test_changes() -> None:
+    environment = acceptance_result().eagle.environment
+    fields = {"environment": environment, "target": "t", "head": "h", "head_sha256": "1", "quick": False, "failed": []}
+    old = Line(**fields, figures={"a": Figure(value=1.5, low=1.4, high=1.6), "b": Figure(value=2.0)})
+    new = old.model_copy(update={"figures": {"a": Figure(value=1.2, low=1.1, high=1.3), "b": Figure(value=9.0)}})
+    assert [(name, moved) for name, *_, moved in changes([old], new)] == [("a", True), ("b", False)]
+    assert not apart(Figure(value=1, low=0, high=2), Figure(value=2, low=1, high=3))
+    other = old.model_copy(update={"head": "another"})
+    assert [*changes([other], new)] == []
+    later = old.model_copy(update={"figures": {"b": Figure(value=3.0)}})
+    found = {name: before.value for name, _, before, *_ in changes([old, later, other], new)}
+    assert found == {"a": 1.5, "b": 3.0}, "each against the last line that has it"
+
+
+def test_the_repositorys_history() -> None:
+    """Every line of it can be read, and none of it is of a quick run."""
+    lines = read(Path(__file__).parents[2] / reproduce.HISTORY)
+    assert lines
+    assert not any(line.quick for line in lines)
+
+
+@pytest.mark.engine
+@pytest.mark.extended
+def test_quick_run_of_everything(language: Language, tmp_path: Path) -> None:
+    target = shutil.copytree(language.target, tmp_path / "target")
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 1024}))
+    models = ["--target", str(target), "--head", str(language.head)]
+    command = [sys.executable, "-m", reproduce.__name__, "--quick", *models, "-o", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (line,) = read(tmp_path / "history.jsonl")
+    assert line.quick
+    assert {name.split(":")[0] for name in line.figures} == set(reproduce.NAMES) - {"demo"}
+    lengths = {n: f.value for n, f in line.figures.items() if n.startswith("tree_lengths") and "acceptance" in n}
+    assert len(lengths) == 4
+    for name in reproduce.NAMES[1:7]:
+        assert (tmp_path / f"{name}.html").stat().st_size > 10_000
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
