@@ -2,45 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.image import imread
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser
 from vllm_eagle_plugin.benchmarks.report.page import Bar, Bars, Cell, Grid, Notes, Piece, Tokens, render
 
 from vllm_eagle_plugin.errors import UsageError
 
+from .browser import DESKTOP, PHONE, open_page, pixels
 from .pages import pages
-
-DESKTOP, PHONE = {"width": 1200, "height": 900}, {"width": 375, "height": 740}
-
-
-def chromium() -> str:
-    """A browser of this machine; without one the tests fail in CI and are skipped elsewhere."""
-    for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
-        if found := shutil.which(name):
-            return found
-    if os.environ.get("CI"):
-        pytest.fail("no Chromium here; tools/browser.sh installs it")
-    pytest.skip("no Chromium here; tools/browser.sh installs it")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = chromium()
-    with sync_playwright() as play:
-        launched = play.chromium.launch(
-            executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        )
-        yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="module")
@@ -49,20 +23,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, html in pages().items():
         (folder / f"{name}.html").write_text(html)
     return {file.stem: file for file in folder.iterdir()}
-
-
-def open_page(browser: Browser, file: Path, size: dict[str, int], **options: Any) -> tuple[Page, list[str]]:
-    """The page, and what went wrong: console errors, failed scripts, requests to anywhere."""
-    page, wrong = browser.new_page(viewport=size, **options), list[str]()
-    page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else wrong.append(r.url))
-    page.goto(file.as_uri())
-    return page, wrong
-
-
-def pixels(page: Page, selector: str) -> np.ndarray:
-    return imread(io.BytesIO(page.locator(selector).first.screenshot()), format="png")[..., :3]
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
