@@ -33,13 +33,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ..running import runner_of
+from ..compat.running import runner_of
 from .draft_step_models import LAYERS, VOCAB, write_models
+from .environment import hardware, versions
 
 K, BATCHES, PROMPT, TOKENS = 4, (1, 8, 32), 32, 7
 OURS, UNUSED = ("feature", "surgery", "projection"), ("plain", "stock")
 OFF, MODULE = " without plugin", "vllm_eagle_plugin.benchmarks.draft_step"
-PLUGIN = "vllm_eagle_plugin.compat"  # imported where the plugin is loaded
+PLUGIN = "vllm_eagle_plugin.compat.registration"  # imported where the plugin is loaded
 GROUPS = (("plain", "plain" + OFF), ("stock", "stock" + OFF, *OURS))
 #: Medians of one turn, batch size -> name -> figure; and case -> its turns.
 Figures = dict[str, dict[str, float]]
@@ -193,9 +194,6 @@ def spread(turns: Turns, figure: str, case: str, other: str | None = None) -> Fi
 
 def machine() -> dict[str, Any]:
     """Hardware and versions."""
-    # Not at the top: that our hooks are imported tells that the plugin is loaded.
-    from .environment import hardware, versions
-
     preloaded = [Path(library).name for library in os.environ.get("LD_PRELOAD", "").split(":")]
     return {**hardware(), **versions(), "preloaded": preloaded}
 

@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ..compat.synthetic import allow_synthetic_acceptance_on_cpu
 from ..errors import HeadError
-from ..synthetic import allow_synthetic_acceptance_on_cpu
 from .answer import Answer
 from .host import StepWatch, TraceStep
 from .methods import DRAFTING, TREE_WORKER

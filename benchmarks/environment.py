@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..compat import vllm_distribution
+from ..compat.versions import vllm_distribution
 from .schema import Environment
 
 PACKAGES = ("vllm-eagle-plugin", "torch", "transformers")

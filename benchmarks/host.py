@@ -14,8 +14,8 @@ from unittest import mock
 
 from torch import Tensor
 
+from ..compat.running import runner_of
 from ..errors import HeadError
-from ..running import runner_of
 from ..tree.tree import Tree
 
 

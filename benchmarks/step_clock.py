@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..running import step_parts
+from ..compat.running import step_parts
 from .host import StepWatch
 from .session import Step
 

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 import vllm_eagle_plugin
-from vllm_eagle_plugin import compat
+from vllm_eagle_plugin.compat import hooks, problems, proposer, registration, tree_runner, versions
+from vllm_eagle_plugin.compat.cpu_sampler import replace_kernel
 from vllm_eagle_plugin.errors import HeadError
 from vllm_eagle_plugin.reference import build_reference
 
@@ -24,13 +25,13 @@ def head(head_folder) -> Path:
 
 @pytest.fixture
 def fresh(monkeypatch) -> pytest.MonkeyPatch:
-    """`compat` as in a process that has not yet called `register`; vLLM as nobody has hooked it."""
+    """The plugin as in a process that has not yet called `register`; vLLM as nobody has hooked it."""
     from vllm.config.speculative import SpeculativeConfig
 
     vllm_eagle_plugin.register()
     monkeypatch.setattr(SpeculativeConfig, "__post_init__", SpeculativeConfig.__post_init__.__wrapped__)
-    monkeypatch.setattr(compat, "_installed", False)
-    monkeypatch.setattr(compat, "_problem", None)
+    monkeypatch.setattr(registration, "_installed", False)
+    monkeypatch.setattr(problems, "_problem", None)
     return monkeypatch
 
 
@@ -39,58 +40,58 @@ def assert_only_heads_are_refused(what: tuple[str, ...], head: Path, target: Pat
     assert front_end(target, None).model_config.model == str(target)
     assert front_end(target, None).speculative_config is None
     with pytest.raises(HeadError) as caught:
-        compat.require()
-    found = " ".join(compat.vllm_distribution() or ())
-    for part in (*what, found, f"its tests ran on {', '.join(compat.TESTED)}", "Install one of these"):
+        problems.require()
+    found = " ".join(versions.vllm_distribution() or ())
+    for part in (*what, found, f"its tests ran on {', '.join(versions.TESTED)}", "Install one of these"):
         assert part in str(caught.value)
     assert_refused((*what, found), target, head)
 
 
 def test_old_vllm(fresh, head, targets):
-    fresh.setattr(compat, "vllm_distribution", lambda: ("vllm", "0.20.0"))
+    fresh.setattr(versions, "vllm_distribution", lambda: ("vllm", "0.20.0"))
     assert_only_heads_are_refused(("vllm 0.20.0 is too old", "0.29 to 0.33"), head, targets().folder)
 
 
 def test_vllm_of_no_readable_version(fresh, head, targets):
-    fresh.setattr(compat, "vllm_distribution", lambda: ("vllm", "dev"))
+    fresh.setattr(versions, "vllm_distribution", lambda: ("vllm", "dev"))
     assert_only_heads_are_refused(("ValueError", "vllm dev"), head, targets().folder)
 
 
 def test_vllm_without_a_method_we_need(fresh, head, targets):
     from vllm.v1.spec_decode.eagle import EagleProposer
 
-    fresh.delattr(EagleProposer, compat._MARK)
-    fresh.setattr(compat, "PROPOSER_METHODS", (*compat.PROPOSER_METHODS, "fly"))
+    fresh.delattr(EagleProposer, hooks.MARK)
+    fresh.setattr(proposer, "PROPOSER_METHODS", (*proposer.PROPOSER_METHODS, "fly"))
     assert_only_heads_are_refused(("EagleProposer has no fly",), head, targets().folder)
 
 
 @pytest.mark.parametrize(
-    ("proposer", "what"),
+    ("shape", "what"),
     [
         (type("P", (), {}), "has no load_model, propose"),
-        (type("P", (), dict.fromkeys(compat.PROPOSER_METHODS, lambda self: None)), "__init__ takes"),
+        (type("P", (), dict.fromkeys(proposer.PROPOSER_METHODS, lambda self: None)), "__init__ takes"),
         (
             type("P", (), {"__init__": lambda self, vllm_config, device, runner=None: None}
-                 | dict.fromkeys(compat.PROPOSER_METHODS, lambda self: None)),
+                 | dict.fromkeys(proposer.PROPOSER_METHODS, lambda self: None)),
             "propose does not take common_attn_metadata",
         ),
     ],
     ids=["methods", "constructor", "keywords"],
 )  # fmt: skip
-def test_proposers_of_another_shape(fresh, proposer, what):
-    module = SimpleNamespace(EagleProposer=proposer)
-    compat._guarded(compat._hook_eagle_proposer, module)
+def test_proposers_of_another_shape(fresh, shape, what):
+    module = SimpleNamespace(EagleProposer=shape)
+    problems.guarded(proposer.hook_eagle_proposer, module)
     with pytest.raises(HeadError, match=what):
-        compat.require()
-    assert not hasattr(proposer, compat._MARK)
+        problems.require()
+    assert not hasattr(shape, hooks.MARK)
 
 
 def test_newer_vllm_only_warns(fresh, head, targets):
     warnings: list[str] = []
-    fresh.setattr(compat, "vllm_distribution", lambda: ("vllm", "0.99.1"))
-    fresh.setattr(compat.logger, "warning", lambda text, *values: warnings.append(text % values))
+    fresh.setattr(versions, "vllm_distribution", lambda: ("vllm", "0.99.1"))
+    fresh.setattr(problems.logger, "warning", lambda text, *values: warnings.append(text % values))
     vllm_eagle_plugin.register()
-    compat.require()
+    problems.require()
     (warning,) = warnings
     assert "not compared with vllm 0.99.1 (newest known: 0.33)" in warning
     assert front_end(targets().folder, head).speculative_config.method == "eagle"
@@ -99,19 +100,19 @@ def test_newer_vllm_only_warns(fresh, head, targets):
 def test_runners_of_another_shape():
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
-    compat.require_tree_runner(CPUModelRunner)
-    lacking = {name: getattr(CPUModelRunner, name) for name in compat.RUNNER_METHODS if name != "_sample"}
+    tree_runner.require_tree_runner(CPUModelRunner)
+    lacking = {name: getattr(CPUModelRunner, name) for name in tree_runner.RUNNER_METHODS if name != "_sample"}
     with pytest.raises(HeadError, match=r"R has no _sample, .*its tests ran on 0\.3"):
-        compat.require_tree_runner(type("R", (), lacking))
+        tree_runner.require_tree_runner(type("R", (), lacking))
     other = {**lacking, "_sample": lambda self, logits, metadata: None}
     with pytest.raises(HeadError, match=r"R\._sample takes logits, metadata, not logits, spec_decode_metadata"):
-        compat.require_tree_runner(type("R", (), other))
+        tree_runner.require_tree_runner(type("R", (), other))
 
 
 def test_runner_without_something_we_read():
-    made = SimpleNamespace(**dict.fromkeys(set(compat.RUNNER_ATTRIBUTES) - {"positions", "requests"}))
+    made = SimpleNamespace(**dict.fromkeys(set(tree_runner.RUNNER_ATTRIBUTES) - {"positions", "requests"}))
     with pytest.raises(HeadError, match="model runner has no positions, requests"):
-        compat.require_attributes(made)
+        tree_runner.require_attributes(made)
 
 
 def test_kernels_are_replaced_where_they_are_called():
@@ -121,10 +122,10 @@ def test_kernels_are_replaced_where_they_are_called():
         return "stock"
 
     module = SimpleNamespace(_expand=stock, expand=SimpleNamespace(func=stock), other=SimpleNamespace(func=len))
-    compat.replace_kernel(module, "_expand", lambda: "ours")
+    replace_kernel(module, "_expand", lambda: "ours")
     assert (module._expand(), module.expand.func(), module.other.func) == ("ours", "ours", len)
 
 
 def test_this_vllm_is_one_that_is_tested():
     """`tools/versions.sh` runs this on each of them."""
-    assert (compat.vllm_distribution() or ("", ""))[1] in compat.TESTED
+    assert (versions.vllm_distribution() or ("", ""))[1] in versions.TESTED

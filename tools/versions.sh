@@ -15,7 +15,7 @@ CORE=(
     tests/tree/test_auto.py
 )
 PYTHON=${PYTHON:-python3}
-[ $# -gt 0 ] || read -ra tested <<<"$("$PYTHON" -c 'from vllm_eagle_plugin.compat import TESTED; print(*TESTED)')"
+[ $# -gt 0 ] || read -ra tested <<<"$("$PYTHON" -c 'from vllm_eagle_plugin.compat.versions import TESTED; print(*TESTED)')"
 failed=()
 for version in "${@:-${tested[@]}}"; do
     folder=artifacts/versions/$version

@@ -27,9 +27,9 @@ def __getattr__(name: str) -> Any:
 def register() -> None:
     """Make our heads known to the vLLM of this process. Idempotent; never raises.
 
-    What goes wrong here is kept and raised by `compat.require` when a head of ours is asked for, so that
+    What goes wrong here is kept and raised by `compat.problems.require` when a head of ours is asked for, so that
     an unsupported vLLM still serves every other model.
     """
-    from . import compat
+    from .compat.registration import install
 
-    compat.install()
+    install()

@@ -46,7 +46,7 @@ def main() -> None:
 
 def _version(asked: bool) -> None:
     if asked:
-        from .compat import vllm_distribution
+        from .compat.versions import vllm_distribution
 
         found = vllm_distribution()
         print(f"vllm-eagle-plugin {__version__}, {' '.join(found) if found else 'no vLLM'}")

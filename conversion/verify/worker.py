@@ -47,7 +47,7 @@ def run(job: Job) -> Verification:
         target.folder, Path(job.converted), speculative, prompts, POSITIONS, dtype, observer.context, columns
     )
     figures = compare(reading.reference(target), observer, drafted, steps, TOLERANCE[precision])
-    from ...compat import vllm_distribution
+    from ...compat.versions import vllm_distribution
 
     name, version = vllm_distribution() or ("vllm", "")
     plugin = "" if job.needs_plugin else ", without this plugin"

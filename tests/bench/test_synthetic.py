@@ -7,7 +7,7 @@ import types
 import pytest
 import torch
 
-from vllm_eagle_plugin.synthetic import _hook_greedy_rejection, synthetic_targets
+from vllm_eagle_plugin.compat.synthetic import _hook_greedy_rejection, synthetic_targets
 
 
 def test_accepts_at_the_given_rates() -> None:

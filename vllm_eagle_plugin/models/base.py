@@ -17,7 +17,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.models.utils import maybe_prefix
 
-from .. import compat
+from ..compat.problems import require
 from ..configs import HeadConfig
 from ..errors import HeadError
 from ..preflight import compare_tensors
@@ -45,7 +45,7 @@ class DraftHead(nn.Module):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         nn.Module.__init__(self)
-        compat.require()
+        require()
         speculative = vllm_config.speculative_config
         if speculative is None:
             raise HeadError(

@@ -19,7 +19,7 @@ from vllm.config import get_layers_from_vllm_config
 from vllm.model_executor.layers.attention import Attention
 from vllm.v1.sample.logits_processor import BUILTIN_LOGITS_PROCESSORS, LogitsProcessors
 
-from .. import compat
+from ..compat.tree_runner import require_attributes
 from ..errors import HeadError
 from . import WORKER, observe
 from .attention import MaskedRows, attach
@@ -83,7 +83,7 @@ class TreeRunner(Base):
         self._state: Any = None
         self.clock = Clock(vllm_config.parallel_config.tensor_parallel_size == 1)
         super().__init__(vllm_config, device)
-        compat.require_attributes(self)
+        require_attributes(self)
         # Under speculation vLLM leaves out those that its rejection sampler lacks; the plain sampler has them all.
         self.input_batch.logitsprocs = LogitsProcessors(
             processor(vllm_config, device, device.type == "cuda") for processor in BUILTIN_LOGITS_PROCESSORS

@@ -7,7 +7,9 @@ from typing import Any
 
 from vllm.platforms import current_platform
 
-from .. import compat
+from ..compat.hooks import replaced
+from ..compat.problems import require
+from ..compat.tree_runner import require_tree_runner
 from ..errors import HeadError
 from .check import check_drafting
 
@@ -15,7 +17,7 @@ from .check import check_drafting
 @cache
 def tree_worker() -> type:
     """The worker class of the platform that vLLM found."""
-    compat.require()
+    require()
     if current_platform.is_cpu():
         return _cpu_worker()
     if current_platform.is_cuda():
@@ -52,7 +54,7 @@ def _cpu_worker() -> type:
 
         def init_device(self) -> None:
             check_drafting(self.vllm_config)
-            with compat.replaced(cpu_worker, "CPUModelRunner", _runner(cpu_worker.CPUModelRunner)):
+            with replaced(cpu_worker, "CPUModelRunner", _runner(cpu_worker.CPUModelRunner)):
                 super().init_device()
 
     return TreeCPUWorker
@@ -75,5 +77,5 @@ def _cuda_worker() -> type:
 def _runner(base: type) -> type:
     from .runner import TreeRunner
 
-    compat.require_tree_runner(base)
+    require_tree_runner(base)
     return type(f"Tree{base.__name__}", (TreeRunner, base), {})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .compat import replace_kernel, when_imported
+from .cpu_sampler import replace_kernel
+from .hooks import when_imported
 
 
 def allow_synthetic_acceptance_on_cpu() -> None:

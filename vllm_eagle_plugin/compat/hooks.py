@@ -1,0 +1,63 @@
+"""How something of vLLM's is hooked or replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+from .problems import guarded
+
+#: Attribute of whatever has been hooked already.
+MARK = "_vllm_eagle_plugin"
+
+
+def when_imported(name: str, hook: Callable[[ModuleType], None]) -> None:
+    """Run `hook(module)` when module `name` is imported, or now if it has been.
+
+    So that `install`, which runs in every vLLM process, imports nothing that the process would not.
+    """
+    module = sys.modules.get(name)
+    if module is None:
+        sys.meta_path.insert(0, _ImportHook(name, hook))
+    else:
+        guarded(hook, module)
+
+
+class _ImportHook(importlib.abc.MetaPathFinder):
+    def __init__(self, name: str, hook: Callable[[ModuleType], None]) -> None:
+        self.name, self.hook = name, hook
+
+    def find_spec(
+        self, fullname: str, path: Any = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != self.name:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            guarded(self.hook, module)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+@contextlib.contextmanager
+def replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
+    """A module's attribute replaced for a while: where vLLM builds a class by name and asks nobody."""
+    original = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
