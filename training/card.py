@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .corpus import Corpus
+from .export import next_command
 from .files import replaced
 from .recipe import Recipe
 from .run_folder import Progress
@@ -24,7 +25,7 @@ def write_card(folder: Path, recipe: Recipe, target: str, corpus: Corpus, progre
         f"# {recipe.name} head for {name}",
         "",
         f"Recipe `{recipe.name}` (family `{recipe.family}`), in the layout its producer publishes; serve it with",
-        f"`vllm-eagle convert {folder.name} --target {name} -o OUT`.",
+        f"`{next_command(recipe.family, folder.name, name, recipe.unroll.steps)}`.",
         "",
         "| | |",
         "|---|---|",

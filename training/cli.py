@@ -89,12 +89,14 @@ def head(
     """Train a head, or go on with the run in OUTPUT; several processes with `accelerate launch -m`."""
     from dataclasses import asdict
 
+    from .export import next_command
     from .recipe import load_recipe
     from .trainer import Options, train
 
+    chosen = load_recipe(recipe, changes)
     command = shlex.join(["vllm-eagle", *sys.argv[1:]])
     options = Options(minutes, checkpoint_every, int(state_cache * 2**30), draft_tokens, tables, command)
-    done = train(load_recipe(recipe, changes), target, data, output, options)
+    done = train(chosen, target, data, output, options)
     result: dict[str, Any] = {
         "output": str(output),
         "finished": done.finished,
@@ -111,7 +113,7 @@ def head(
     if not done.finished:
         print("Run the same command again to go on.")
     else:
-        print(f"vllm-eagle convert {shlex.quote(str(output))} --target {shlex.quote(target)} -o {output}-served")
+        print(next_command(done.family, str(output), target, chosen.unroll.steps))
 
 
 @train_app.command("plot")

@@ -28,7 +28,7 @@ _LARGEST = 100.0
 #: full size would make it certain of wrong tokens.
 _FIRST_GAIN = 0.3
 #: Matrices that read what the target hands over; those of one head all read the same.
-_FIRST = re.compile(r"fc|body\.input_projection")
+_FIRST = re.compile(r"fc|body\.input_projection|blocks\.\d+\.layers\.0")
 
 
 def condition(head: ReferenceHead, teacher: Teacher, sample: MicroBatch) -> None:

@@ -7,11 +7,14 @@
 | projection | plain matrices in `head.npz` |
 | eagle1 | SafeAILab EAGLE-1: `fc`, `layers.0` |
 | eagle3 | SafeAILab EAGLE-3: `fc`, `midlayer`, `norm`, `lm_head`, `d2t`, `t2d` |
+| medusa | what vLLM itself serves: `blocks`, one `lm_heads.0`, `token_map` |
 """
 
 from __future__ import annotations
 
 import io
+import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from torch import Tensor
 from ..configs import Eagle3Config, HeadConfig, TransformerHeadConfig
 from ..errors import HeadError
 from ..reference import ReferenceHead
+from . import medusa
 from .conditioning import unconditioned
 from .files import replaced, write_json
 
@@ -53,6 +57,14 @@ def export_head(family: str, head: ReferenceHead, folder: Path, tables: bool = F
     with replaced(folder / name) as partial:
         partial.write_bytes(content)
     write_json(folder / "config.json", described)
+
+
+def next_command(family: str, folder: str, target: str, steps: int) -> str:
+    """What to run to have the head in `folder` served."""
+    if family != "medusa":
+        return shlex.join(["vllm-eagle", "convert", folder, "--target", target, "-o", f"{folder}-served"])
+    speculative = {"method": "medusa", "model": folder, "num_speculative_tokens": steps}
+    return shlex.join(["vllm", "serve", target, "--speculative-config", json.dumps(speculative)])
 
 
 def _feature(config: HeadConfig, weights: dict[str, Tensor]) -> Files:
@@ -107,12 +119,21 @@ def _eagle3(config: HeadConfig, weights: dict[str, Tensor]) -> Files:
     return "model.safetensors", save(_halved(tensors), {"format": "pt"}), described
 
 
+def _medusa(config: HeadConfig, weights: dict[str, Tensor]) -> Files:
+    tensors = {n: t for n, t in weights.items() if n not in ("lm_head.weight", "d2t")}
+    tensors["lm_heads.0.weight"] = weights["lm_head.weight"]
+    if config.reduced_vocab:
+        tensors["token_map"] = torch.arange(config.draft_vocab) + weights["d2t"]
+    return "model.safetensors", save(_halved(tensors), {"format": "pt"}), medusa.described(config)
+
+
 _LAYOUTS = {
     "feature": _feature,
     "surgery": _surgery,
     "projection": _projection,
     "eagle1": _eagle1,
     "eagle3": _eagle3,
+    "medusa": _medusa,
 }
 
 

@@ -11,6 +11,7 @@ from ..configs import AttentionFreeConfig, Eagle3Config, EagleConfig, HeadConfig
 from ..conversion.target import Target
 from ..errors import UsageError
 from ..reference import ReferenceHead, build_reference
+from .medusa import MedusaConfig, MedusaHead
 from .recipe import Recipe
 
 #: RoPE base of SafeAILab's own training code, which their layouts imply where they say nothing.
@@ -41,11 +42,11 @@ def new_head(config: HeadConfig, lm_head: Tensor, counts: Tensor, seed: int) -> 
     An own lm_head starts as the rows of the target's, `lm_head` [V, H], where the widths agree.
     """
     torch.manual_seed(seed)
-    head = build_reference(config)
+    head = MedusaHead(config) if isinstance(config, MedusaConfig) else build_reference(config)
     if not config.own_lm_head:
         return head
     rows = torch.arange(config.draft_vocab)
-    if config.reduced_vocab and isinstance(config, Eagle3Config):
+    if config.reduced_vocab and isinstance(config, (Eagle3Config, MedusaConfig)):
         rows = counts.topk(config.draft_vocab).indices.sort().values
     with torch.no_grad():
         if head.d2t is not None:
@@ -102,12 +103,23 @@ def _eagle3(recipe: Recipe, target: Target) -> HeadConfig:
     )
 
 
+def _medusa(recipe: Recipe, target: Target) -> HeadConfig:
+    return MedusaConfig(
+        **_common(target),
+        num_heads=recipe.unroll.steps,
+        num_hidden_layers=recipe.head.blocks,
+        own_lm_head=True,
+        draft_vocab_size=_draft_vocab(recipe, target),
+    )
+
+
 _FAMILIES = {
     "feature": _feature,
     "surgery": _surgery,
     "projection": _projection,
     "eagle1": _eagle1,
     "eagle3": _eagle3,
+    "medusa": _medusa,
 }
 
 

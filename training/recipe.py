@@ -12,19 +12,21 @@ from typing import Any, get_type_hints
 
 from ..errors import UsageError
 
-FAMILIES = ("feature", "surgery", "projection", "eagle1", "eagle3")
+FAMILIES = ("feature", "surgery", "projection", "eagle1", "eagle3", "medusa")
+#: Those with an lm_head of their own; the others use the target's.
+_OWN_LM_HEAD = ("projection", "eagle3", "medusa")
 
 
 @dataclass(frozen=True)
 class Head:
     """What is built. A family reads what concerns it; the rest must be left out of its recipe."""
 
-    #: Blocks of the MLP (feature, surgery).
+    #: Blocks of the MLP (feature, surgery), or of each head (medusa).
     blocks: int = 3
     #: Output width of the projection; 0: the target's hidden size, the only width that chains.
     width: int = 0
-    #: Tokens the head can draft; 0: all. eagle3 takes the most frequent ones, projection the first ids
-    #: (its layout has no token map).
+    #: Tokens the head can draft; 0: all. eagle3 and medusa take the most frequent ones, projection the
+    #: first ids (its layout has no token map).
     draft_vocab_size: int = 0
     #: Layers of the target that eagle3 fuses, counted as vLLM does; empty: low, middle and high.
     layer_ids: tuple[int, ...] = ()
@@ -48,7 +50,10 @@ class Loss:
 
 @dataclass(frozen=True)
 class Unroll:
-    """Training-time test (EAGLE-3): steps of the chain, and the weight of each relative to the one before."""
+    """Training-time test (EAGLE-3): steps of the chain, and the weight of each relative to the one before.
+
+    A medusa head has as many heads as there are steps.
+    """
 
     steps: int = 1
     decay: float = 0.8
@@ -110,6 +115,7 @@ _READ = {
     "projection": {"width", "draft_vocab_size"},
     "eagle1": set(),
     "eagle3": {"draft_vocab_size", "layer_ids"},
+    "medusa": {"blocks", "draft_vocab_size"},
 }
 _POSITIVE = {"head.blocks", "epochs", "held_out", "evaluate_every", "unroll.steps", "unroll.decay", "batch.tokens"} | {
     "optimiser.learning_rate",
@@ -220,13 +226,13 @@ def _check(recipe: Recipe, head: dict[str, Any]) -> None:
     if foreign:
         reads = ", ".join(sorted(_READ[recipe.family])) or "nothing"
         raise UsageError(f"the recipe sets head.{foreign[0]}", f"A {recipe.family} head reads {reads} there")
-    if (recipe.loss.smooth_l1 or recipe.loss.mse) and recipe.family in ("projection", "eagle3"):
+    if (recipe.loss.smooth_l1 or recipe.loss.mse) and recipe.family in _OWN_LM_HEAD:
         raise UsageError(
             f"the recipe asks a {recipe.family} head to match the target's features",
             "Its output is read by an lm_head of its own, so it has no feature of the target to match",
             "Set loss.smooth_l1 and loss.mse to 0",
         )
-    if recipe.loss.vocabulary and recipe.family in ("projection", "eagle3"):
+    if recipe.loss.vocabulary and recipe.family in _OWN_LM_HEAD:
         raise UsageError(
             f"the recipe sets loss.vocabulary = {recipe.loss.vocabulary} for a {recipe.family} head",
             "Its lm_head is its own, and every row of it must learn",

@@ -51,10 +51,10 @@ def measure_speed(recipe: Recipe, target_name: str, data: Path, steps: int) -> d
     with FlopCounterMode(display=False) as counter:
         counted = step(0)
     per_token = counter.get_total_flops() / counted
-    started, tokens = _now(device), 0
+    started, tokens = now(device), 0
     for index in range(1, steps + 1):
         tokens += step(index)
-    rate = tokens / (_now(device) - started)
+    rate = tokens / (now(device) - started)
     ceiling = matmul_ceiling(dtype, device)
     return {
         "recipe": recipe.name,
@@ -74,14 +74,14 @@ def matmul_ceiling(dtype: torch.dtype, device: torch.device, repeats: int = 20) 
     one @ other
     best = 0.0
     for _ in range(3):
-        started = _now(device)
+        started = now(device)
         for _ in range(repeats):
             one @ other
-        best = max(best, repeats * 2 * _SIDE**3 / (_now(device) - started))
+        best = max(best, repeats * 2 * _SIDE**3 / (now(device) - started))
     return best
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
     """Seconds on a GPU; on processors, seconds of processor time per thread, which other work on the same
     machine does not lengthen."""
     if device.type == "cuda":

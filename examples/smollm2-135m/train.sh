@@ -13,7 +13,7 @@ SHARD=${SHARD:-256}       # conversations written together
 BATCH=${BATCH:-0}         # of these, in one batch (0: as suits the machine)
 STEP=${STEP:-1024}        # tokens of a training step
 EPOCHS=${EPOCHS:-1}
-RECIPES=${RECIPES:-eagle3 eagle1 feature surgery projection}
+RECIPES=${RECIPES:-eagle3 eagle1 feature surgery projection medusa}
 MINUTES=${MINUTES:-0}
 run() { "${PYTHON:-python3}" -m vllm_eagle_plugin.cli "$@"; }
 

@@ -24,7 +24,11 @@ K = 4
 def served(world, head, folder, **options):
     """Convert the head and let it draft for greedy answers to the held-out prompts' like."""
     done = convert(head, str(world.target.folder), folder)
-    k = done.reading.config.max_draft_tokens or K
+    return drafted(world, folder, done.reading.config.max_draft_tokens or K, **options)
+
+
+def drafted(world, folder, k, **options):
+    """What vLLM counts of a head as it serves it; the answers are the target's own."""
     prompts = [world.target.walk(int(world.target.successor[i]), 4 + i % 3) for i in range(12)]
     with engine(world.target.folder, folder, k, **options) as running:
         outputs = running.generate(prompts, max_tokens=24)
@@ -34,7 +38,8 @@ def served(world, head, folder, **options):
 
 
 def test_every_shipped_recipe_is_tested():
-    assert set(shipped_recipes()) == {"feature", "feature-regression", "surgery", "projection", "eagle1", "eagle3"}
+    recipes = {"feature", "feature-regression", "surgery", "projection", "eagle1", "eagle3", "medusa"}
+    assert set(shipped_recipes()) == recipes
 
 
 @pytest.mark.parametrize("recipe", ["feature", "feature-regression", "surgery", "projection", "eagle1", "eagle3"])
@@ -57,6 +62,21 @@ def test_a_narrow_projection_drafts_one_token(world, tmp_path):
     assert len(done.progress.best["agreement"]) == 1
     counted = served(world, tmp_path / "head", tmp_path / "served")
     assert counted.acceptance_length > 1.9
+
+
+@pytest.mark.parametrize("vocabulary", [None, SUBSET])
+def test_medusa_heads_are_served_as_they_are(vocabulary, worlds, tmp_path):
+    """vLLM's own class and layout, with and without its token map; fewer drafts than heads too."""
+    world = worlds(vocabulary)
+    changes = ["epochs=4", "evaluate_every=9", f"unroll.steps={K}", f"head.draft_vocab_size={vocabulary or 0}"]
+    done = world.train("medusa", tmp_path / "medusa", changes)
+    assert len(done.progress.best["agreement"]) == K
+    assert done.progress.best_acceptance > K + 0.9
+    card = (tmp_path / "medusa" / "README.md").read_text()
+    assert '"method": "medusa"' in card
+    for k in (K, 2) if vocabulary else (K,):
+        counted = drafted(world, tmp_path / "medusa", k, speculative={"method": "medusa"})
+        assert counted.acceptance_length > k + 0.9
 
 
 def test_surgery_heads_with_their_tables(world, tmp_path):
