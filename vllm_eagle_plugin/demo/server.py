@@ -62,7 +62,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(target: Path | str, log: Path, *arguments: str) -> Iterator[Server]:
+def serve(target: Path | str, log: Path, *arguments: str, start_seconds: float = START_SECONDS) -> Iterator[Server]:
     """Run `vllm serve TARGET ARGUMENTS...` and yield it once it answers.
 
     Raises:
@@ -76,7 +76,7 @@ def serve(target: Path | str, log: Path, *arguments: str) -> Iterator[Server]:
         )
     server = Server(f"http://127.0.0.1:{port}")
     try:
-        _wait(server, process, log)
+        _wait(server, process, log, start_seconds)
         yield server
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -98,8 +98,8 @@ def serving_environment() -> dict[str, str]:
     return environment
 
 
-def _wait(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
+def _wait(server: Server, process: subprocess.Popen[bytes], log: Path, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise HeadError(
@@ -111,7 +111,7 @@ def _wait(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
             urllib.request.urlopen(server.url + "/health", timeout=2).close()
             return
         time.sleep(0.5)
-    raise HeadError(f"`vllm serve` did not answer within {START_SECONDS} seconds", "", f"Its output is in {log}")
+    raise HeadError(f"`vllm serve` did not answer within {seconds:.0f} seconds", "", f"Its output is in {log}")
 
 
 def _last_error(log: Path) -> str:
