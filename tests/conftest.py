@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from vllm_eagle_plugin import record
+
 from .cases import SUBSET
 from .known_answer import Target, build_target
-from .known_answer.target import LAYERS
+from .known_answer.target import LAYERS, VOCAB, cycle
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +43,23 @@ def _seed() -> None:
 @pytest.fixture
 def head_folder(tmp_path: Path) -> Path:
     return tmp_path / "head"
+
+
+@pytest.fixture
+def proposals() -> Iterator[list[record.Proposal]]:
+    """Everything that proposers of this process propose, as it was proposed."""
+    seen: list[record.Proposal] = []
+    record.observers.append(seen.extend)
+    yield seen
+    record.observers.clear()
+
+
+@pytest.fixture(scope="session")
+def markov(tmp_path_factory: pytest.TempPathFactory) -> tuple[Target, torch.Tensor]:
+    """A target whose next token depends on the last alone, and its exact logits [V, V]; its likeliest token has
+    about one half."""
+    logits = torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(3))
+    logits[torch.arange(VOCAB), cycle(VOCAB)] = 4.0
+    built = build_target(tmp_path_factory.mktemp("markov"), logits=logits)
+    states = built.hidden(torch.arange(VOCAB)[:, None])[:, 0]
+    return built, (states @ built.lm_head.T).double()

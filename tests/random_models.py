@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,12 @@ def random_target(folder: Path, vocab: int = VOCAB, **changes: Any) -> LlamaForC
             torch.nn.init.normal_(parameter, std=1.0 if "embed" in name else 1.5 * parameter.shape[1] ** -0.5)
     model.save_pretrained(folder)
     return model
+
+
+def random_prompts(count: int, longest: int, vocab: int = VOCAB, seed: int = 0) -> list[list[int]]:
+    """Prompts of mixed lengths."""
+    rng = random.Random(seed)
+    return [[rng.randrange(vocab) for _ in range(rng.randint(3, longest))] for _ in range(count)]
 
 
 def random_head(config: HeadConfig, model: LlamaForCausalLM) -> ReferenceHead:

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
 
-from vllm_eagle_plugin import record
 from vllm_eagle_plugin.configs import Eagle3Config
 from vllm_eagle_plugin.reference import draft_chain
 
 from .engine import engine
 from .known_answer import save_head
-from .random_models import HEADS, VOCAB, random_head, random_target
+from .random_models import HEADS, random_head, random_prompts, random_target
 
 pytestmark = pytest.mark.engine
 K = 4
-
-
-def prompts(count, longest, seed=0):
-    rng = random.Random(seed)
-    return [[rng.randrange(VOCAB) for _ in range(rng.randint(3, longest))] for _ in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +26,7 @@ def target(tmp_path_factory):
 def plain(target):
     """Plain greedy decoding of 50 prompts, the yardstick of every head."""
     with engine(target[0]) as running:
-        return running.generate(prompts(50, 90), max_tokens=40)
-
-
-@pytest.fixture
-def proposals():
-    """Everything proposed, as it was proposed."""
-    seen: list[record.Proposal] = []
-    record.observers.append(seen.extend)
-    yield seen
-    record.observers.clear()
+        return running.generate(random_prompts(50, 90), max_tokens=40)
 
 
 def public_id(proposal):
@@ -67,7 +50,7 @@ def test_drafts_and_output(name, target, plain, proposals, tmp_path):
     folder, model = target
     head = random_head(HEADS[name], model)
     save_head(head, tmp_path / "head")
-    asked = prompts(50, 90)
+    asked = random_prompts(50, 90)
     with engine(folder, tmp_path / "head", K, max_num_batched_tokens=160, max_num_seqs=24) as running:
         outputs = running.generate(asked, max_tokens=40)
         order = running.request_ids
@@ -99,7 +82,7 @@ def test_bfloat16_differs_only_where_tokens_are_tied(name, target, tmp_path):
     """One row and several at once round differently in bf16; where that shows, the two tokens were tied."""
     folder, model = target
     save_head(random_head(HEADS[name], model), tmp_path / "head")
-    asked = prompts(50, 90)
+    asked = random_prompts(50, 90)
     with engine(folder, dtype="bfloat16") as running:
         plain = running.generate(asked, max_tokens=40)
     with engine(folder, tmp_path / "head", K, dtype="bfloat16") as running:

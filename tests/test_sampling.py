@@ -8,8 +8,8 @@ import torch
 
 from .cases import CASES
 from .engine import engine
-from .known_answer import build_target, known_answer_head, save_head
-from .known_answer.target import VOCAB, cycle
+from .known_answer import known_answer_head, save_head
+from .known_answer.target import VOCAB
 from .stock import run_apart, save_stock_eagle
 
 pytestmark = pytest.mark.engine
@@ -17,13 +17,10 @@ SAMPLES, TOKENS, PROMPT, K = 4000, 8, [5, 3, 9], 3
 
 
 @pytest.fixture(scope="module")
-def target(tmp_path_factory):
-    """A target whose next-token probabilities are known exactly; its likeliest token has about one half."""
-    logits = torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(3))
-    logits[torch.arange(VOCAB), cycle(VOCAB)] = 4.0
-    built = build_target(tmp_path_factory.mktemp("markov"), logits=logits)
-    states = built.hidden(torch.arange(VOCAB)[:, None])[:, 0]
-    built.probabilities = (states @ built.lm_head.T).double().softmax(-1)
+def target(markov):
+    """With its exact next-token probabilities."""
+    built, logits = markov
+    built.probabilities = logits.softmax(-1)
     return built
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..engine import Engine, engine
+from ..random_models import random_prompts
 
 #: So few tokens that random heads are often right, and a tree's later branches are too.
 VOCAB = 16
@@ -22,7 +22,6 @@ def tree_engine(target: Path, head: Path, nodes: int, eagle: dict[str, Any], **o
         yield running
 
 
-def prompts(count: int, longest: int, seed: int = 0, vocab: int = VOCAB) -> list[list[int]]:
-    """Random prompts of mixed lengths."""
-    rng = random.Random(seed)
-    return [[rng.randrange(vocab) for _ in range(rng.randint(3, longest))] for _ in range(count)]
+def prompts(count: int, longest: int, seed: int = 0) -> list[list[int]]:
+    """Random prompts of mixed lengths, of the few tokens that targets of these tests know."""
+    return random_prompts(count, longest, VOCAB, seed)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_eagle_plugin import record
-
 from ..cases import CASES
 from ..known_answer import known_answer_head, save_head
-from ..random_models import HEADS, VOCAB, random_head, random_target
+from ..random_models import HEADS, random_head, random_prompts, random_target
 from ..test_drafts import public_id, reference_drafts
 from ..test_known_answer import continues, walks
-from .drafting import prompts, tree_engine
+from .drafting import tree_engine
 
 pytestmark = pytest.mark.engine
 K = 4
@@ -46,14 +44,6 @@ def target(tmp_path_factory):
     return folder, random_target(folder)
 
 
-@pytest.fixture
-def proposals():
-    seen: list[record.Proposal] = []
-    record.observers.append(seen.extend)
-    yield seen
-    record.observers.clear()
-
-
 @pytest.mark.parametrize("name", ["eagle-everything", "eagle3-everything", "feature"])
 def test_drafts_after_a_pause_are_those_without(name, target, proposals, monkeypatch, tmp_path):
     """While nothing is drafted the head does not run; what it has not read, it reads before it drafts again."""
@@ -63,7 +53,7 @@ def test_drafts_after_a_pause_are_those_without(name, target, proposals, monkeyp
     folder, model = target
     head = random_head(HEADS[name], model)
     save_head(head, tmp_path / "head")
-    asked = prompts(20, 90, vocab=VOCAB)
+    asked = random_prompts(20, 90)
     with tree_engine(folder, tmp_path / "head", K, {"adaptive": True}, max_num_seqs=20) as running:
         outputs = running.generate(asked, max_tokens=40)
         order, counters = running.request_ids, running.counters()
@@ -84,9 +74,9 @@ def test_a_worthless_head_is_left_alone(eagle, target, tmp_path):
     folder, model = target
     save_head(random_head(HEADS["eagle3"], model), tmp_path / "head")
     with tree_engine(folder, tmp_path / "head", 8, eagle) as running:
-        running.generate(prompts(16, 30, vocab=VOCAB), max_tokens=150)
+        running.generate(random_prompts(16, 30), max_tokens=150)
         first = running.counters()
-        running.generate(prompts(16, 30, vocab=VOCAB, seed=1), max_tokens=150)
+        running.generate(random_prompts(16, 30, seed=1), max_tokens=150)
         later = running.counters() - first
     assert later.draft_tokens < 16 * 150 * 8 / 4, "a fixed length would have drafted four times as many"
 

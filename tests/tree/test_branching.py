@@ -54,6 +54,21 @@ def test_trees_accept_what_chains_cannot(name, targets, head_folder):
     assert not report["fallback_requests"]
 
 
+@pytest.mark.parametrize("name", ["projection", pytest.param("eagle3", marks=pytest.mark.extended)])
+def test_hidden_states_must_follow_the_path(name, targets, head_folder, monkeypatch):
+    """The negative control: the head reads states of other tokens, so drafts are wrong; the text is not."""
+    monkeypatch.setattr("vllm_eagle_plugin.tree.runner.TreeRunner._move_states", lambda *a: None)
+    target = targets("llama", SUBSET)
+    save_head(confused_head(CASES[name](), target)[0], head_folder)
+    asked = walks(target)
+    with tree_engine(target.folder, head_folder, NODES, {"tree": BOTH}) as running:
+        outputs = running.generate(asked, max_tokens=TOKENS)
+        found = running.counters()
+    assert all(continues(target, p, o) for p, o in zip(asked, outputs, strict=True))
+    # Now and then a wrong row is right: it holds the same token on another branch.
+    assert found.acceptance_length < DEPTH + 0.5
+
+
 def test_a_tree_is_never_worse_than_the_chain_in_it(targets, head_folder):
     target = targets("llama", SUBSET)
     head, confused = confused_head(CASES["eagle3"](), target)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vllm_eagle_plugin.tree.cost import CostModel
+
 from ..engine import engine
 from ..known_answer import save_head
 from ..random_models import heads, random_head, random_target
@@ -20,6 +22,7 @@ SHAPES = {
     "static-12": (12, {"kind": "static"}),
     "auto-16": (16, {"kind": "auto"}),
 }
+CHEAP_DRAFTS = CostModel({1: 1.0, 128: 2.0}, {1: 0.01}, {1: 0.01})
 FAMILIES = ["feature", "projection", "eagle", "eagle-everything", "eagle3-everything"]
 #: What the default suite runs; the rest is `extended`.
 CORE = {
@@ -64,15 +67,17 @@ def plain(target):
         for s in SHAPES
     ],
 )
-def test_same_tokens(family, shape, target, head, plain):
+def test_same_tokens(family, shape, target, head, plain, monkeypatch):
     """Prompts read in chunks, trees and prompts in the same steps, trees cut short by the token budget."""
     nodes, tree = SHAPES[shape]
+    # Costs by which such heads are worth it, whatever else this machine does: an auto tree would soon give up.
+    monkeypatch.setattr("vllm_eagle_plugin.tree.measure.measured_costs", lambda runner: CHEAP_DRAFTS)
+    monkeypatch.setattr("vllm_eagle_plugin.tree.cost.Curve.observe", lambda *seen: None)
     with tree_engine(target[0], head(family), nodes, {"tree": tree}, max_num_batched_tokens=160) as running:
         outputs = running.generate(prompts(COUNT, LONGEST), max_tokens=TOKENS)
         counters = running.counters()
     assert outputs == plain
-    # An auto tree soon finds out that these heads are not worth their cost.
-    assert counters.accepted > (0 if tree["kind"] == "auto" else 100)
+    assert counters.accepted > 100
 
 
 @pytest.mark.parametrize("family", [pytest.param("feature", marks=pytest.mark.extended), "eagle3-everything"])

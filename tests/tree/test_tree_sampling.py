@@ -8,8 +8,8 @@ import torch
 
 from ..cases import CASES
 from ..engine import engine
-from ..known_answer import build_target, known_answer_head, save_head
-from ..known_answer.target import VOCAB, cycle
+from ..known_answer import known_answer_head, save_head
+from ..known_answer.target import VOCAB
 from .drafting import tree_engine
 
 pytestmark = pytest.mark.engine
@@ -25,13 +25,9 @@ NODES, TREE = 5, {"kind": "dynamic", "top_k": 2, "depth": 3}
 
 
 @pytest.fixture(scope="module")
-def target(tmp_path_factory):
-    """A target whose next-token logits are known exactly; its likeliest token has about one half."""
-    logits = torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(3))
-    logits[torch.arange(VOCAB), cycle(VOCAB)] = 4.0
-    built = build_target(tmp_path_factory.mktemp("markov"), logits=logits)
-    states = built.hidden(torch.arange(VOCAB)[:, None])[:, 0]
-    built.logits = (states @ built.lm_head.T).double()
+def target(markov):
+    """With its exact logits."""
+    built, built.logits = markov
     return built
 
 

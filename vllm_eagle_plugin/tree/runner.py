@@ -206,10 +206,15 @@ class TreeRunner(Base):
                     moves.append((scheduled.index, scheduled.base + source, scheduled.base + target))
         if not moves:
             return
-        tensors = [self.input_ids.gpu, self._state.hidden_states, *(self._state.aux_hidden_states or ())]
-        for tensor in {t.data_ptr(): t for t in tensors}.values():
-            tensor[targets] = tensor[sources]
+        self.input_ids.gpu[targets] = self.input_ids.gpu[sources]
+        self._move_states(sources, targets)
         self._move_keys(torch.tensor(moves).T)
+
+    def _move_states(self, sources: list[int], targets: list[int]) -> None:
+        """Move rows of the hidden states that the head reads next."""
+        states = [self._state.hidden_states, *(self._state.aux_hidden_states or ())]
+        for each in {t.data_ptr(): t for t in states}.values():
+            each[targets] = each[sources]
 
     def _move_keys(self, moves: torch.Tensor) -> None:
         """Move KV entries; `moves` [3, n]: request index, position from, position to."""
