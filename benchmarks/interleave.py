@@ -113,7 +113,7 @@ def row(trial: Trial, plain: Trial, identical: int | None = None) -> Row:
     tokens, seconds = [b.tokens for b in trial.blocks], [b.seconds for b in trial.blocks]
     speed = sum(tokens) / sum(seconds)
     bounds = ratio_interval(tokens, seconds) or (None, None)
-    speedup = _speedup(trial, plain)
+    faster = speedup(trial, plain)
     found = latencies(records)
     made = Row.model_construct(
         name=trial.method.name,
@@ -122,7 +122,7 @@ def row(trial: Trial, plain: Trial, identical: int | None = None) -> Row:
         concurrency=trial.concurrency,
         output_tokens=sum(tokens),
         tokens_per_second=Figure(value=speed, low=bounds[0], high=bounds[1]),
-        speedup=speedup,
+        speedup=faster,
         median_ttft_ms=found["median_ttft_ms"],
         mean_itl_ms=found["mean_itl_ms"],
         mean_tpot_ms=found["mean_tpot_ms"],
@@ -133,11 +133,11 @@ def row(trial: Trial, plain: Trial, identical: int | None = None) -> Row:
     )
     made.impossible = impossible(made)
     per_step = figures.tokens_per_step.value if figures else None
-    made.implied_overhead = per_step / speedup.value - 1 if per_step and speedup.value else None
+    made.implied_overhead = per_step / faster.value - 1 if per_step and faster.value else None
     return Row.model_validate(made.model_dump())
 
 
-def _speedup(trial: Trial, plain: Trial) -> Figure:
+def speedup(trial: Trial, plain: Trial) -> Figure:
     """Ratio of the two speeds, resampled over blocks that both answered."""
     pairs = zip(trial.blocks, plain.blocks, strict=True)
     sums = np.array([(a.tokens, a.seconds, b.tokens, b.seconds) for a, b in pairs], float)

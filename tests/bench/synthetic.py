@@ -33,10 +33,21 @@ def geometric(rng: np.random.Generator, questions: int, k: int = 3, steps: int =
     return [record(q, row.tolist(), k) for q, row in enumerate(accepted)]
 
 
+def true_figures(k: int = 3) -> dict[str, np.ndarray]:
+    """What the figures of `geometric` records tend to: E[p^i] are the rates, p ~ Beta(4, 2)."""
+    conditional = np.array([(4 + i) / (6 + i) for i in range(k)])
+    rates = conditional.cumprod()
+    length = 1 + rates.sum()
+    return {
+        "acceptance_length": length,
+        "acceptance_rate": rates.sum() / k,
+        "per_position": rates,
+        "conditional": conditional,
+        "expected_length": length,
+        "tokens_per_step": length,
+    }
+
+
 def true_length(k: int = 3) -> float:
-    """1 + sum of E[p^i], p ~ Beta(4, 2)."""
-    moment, length = 1.0, 1.0
-    for i in range(k):
-        moment *= (4 + i) / (6 + i)
-        length += moment
-    return length
+    """1 + sum of E[p^i]."""
+    return float(true_figures(k)["acceptance_length"])

@@ -21,7 +21,7 @@ from .conftest import OPTIONS
 from .language import K, Language
 
 pytestmark = pytest.mark.engine
-QUESTIONS, TOKENS, PATIENCE = 200, 40, 300
+QUESTIONS, TOKENS, PATIENCE = 200, 40, 900
 
 
 @dataclass

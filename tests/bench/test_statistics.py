@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import scipy.stats
 from pydantic import ValidationError
 from vllm_eagle_plugin.benchmarks import statistics
+from vllm_eagle_plugin.benchmarks.interleave import speedup
 from vllm_eagle_plugin.benchmarks.records import with_steps
 from vllm_eagle_plugin.benchmarks.schema import Acceptance, Figure
 from vllm_eagle_plugin.benchmarks.summary import (
@@ -17,7 +20,7 @@ from vllm_eagle_plugin.benchmarks.summary import (
     histograms,
 )
 
-from .synthetic import geometric, record, true_length
+from .synthetic import geometric, record, true_figures, true_length
 
 HAND = [
     record(0, [3, 0, 1], category="a", prompt_tokens=31),
@@ -101,13 +104,33 @@ def test_intervals_equal_scipy() -> None:
     assert ours == pytest.approx([expected.low, expected.high], abs=0.03 * width)
 
 
-@pytest.mark.parametrize("questions", [10, 80])
-def test_intervals_cover_the_truth(questions: int) -> None:
-    rng, hits = np.random.default_rng(questions), 0
+@pytest.mark.parametrize(("questions", "figures"), [(10, ["acceptance_length"]), (80, list(true_figures()))])
+def test_intervals_cover_the_truth(questions: int, figures: list[str]) -> None:
+    """Of 1,000 simulated runs, for every figure and every position."""
+    rng, truth = np.random.default_rng(questions), true_figures()
+    hits = {name: np.zeros_like(truth[name]) for name in figures}
     for _ in range(1000):
         tallied = statistics.tally(geometric(rng, questions, steps=10), 3)
-        low, high = statistics.intervals(tallied, resamples=600)["acceptance_length"]
-        hits += low <= true_length() <= high
+        found = statistics.intervals(tallied, resamples=600)
+        for name in figures:
+            low, high = found[name]
+            hits[name] += (low <= truth[name]) & (truth[name] <= high)
+    assert all(((of >= 930) & (of <= 970)).all() for of in hits.values()), hits
+
+
+@pytest.mark.parametrize("blocks", [12, 40])
+def test_intervals_of_speedups_cover_the_truth(blocks: int) -> None:
+    """On a machine whose moods last a block, and fall on both ways alike."""
+    rng, hits = np.random.default_rng(1), 0
+    for _ in range(1000):
+        mood, tokens = rng.lognormal(0, 0.4, blocks), rng.integers(40, 64, blocks)
+        runs = []
+        for seconds in (0.02, 0.03):
+            spent = mood * tokens * seconds * rng.lognormal(0, 0.1, blocks)
+            made = [SimpleNamespace(tokens=int(n), seconds=float(s)) for n, s in zip(tokens, spent, strict=True)]
+            runs.append(SimpleNamespace(blocks=made))
+        found = speedup(*runs)  # type: ignore[arg-type]
+        hits += found.low <= 1.5 <= found.high
     assert 930 <= hits <= 970
 
 
