@@ -84,6 +84,10 @@ def sweep(
     synthetic: Annotated[
         list[float] | None, typer.Option(help="Acceptance length of a head to imagine; repeat for several.")
     ] = None,
+    tree: Annotated[
+        list[str] | None,
+        typer.Option(help="Trees too: 4,2,1 (continuations by level), 4x5 (beams x levels), auto; /16: 16 nodes."),
+    ] = None,
     max_tokens: TokensOption = 64,
     engine_args: EngineOption = None,
     as_json: JsonOption = False,
@@ -97,14 +101,17 @@ def sweep(
     from .report import write_sweep
     from .report.sweep_tables import show_sweep
     from .sweep import sweep as run
+    from .tree_shapes import tree_method
 
     check_files(output, html, plot)
     chosen = make_method(head, method, k, spec_config)
+    trees = [tree_method(chosen, shape) for shape in dict.fromkeys(tree or ())]
     questions = first_turns(read_prompts(prompts, limit))
     sizes = sorted(set(batch or [1]))
     if sizes[-1] > len(questions):
         raise UsageError(f"--batch {sizes[-1]} with {len(questions)} questions", "At least as many were expected")
-    result = run(target, chosen, questions, prompts, max_tokens, sizes, synthetic or [], engine_options(engine_args))
+    options = engine_options(engine_args)
+    result = run(target, chosen, questions, prompts, max_tokens, sizes, synthetic or [], options, trees)
     deliver(result, as_json, output)
     if not as_json:
         show_sweep(terminal(), result)

@@ -148,6 +148,7 @@ class Sweep(Model):
     engine: dict[str, Any]
     environment: Environment
     rows: list[Row]
+    trees: list[Row] = Field(default_factory=list, description="Draft trees; the cost model knows nothing of them.")
     conditional: list[float] = Field(description="Conditional acceptance rates by position, all runs together.")
     cost: Cost
     held_out: list[Prediction]

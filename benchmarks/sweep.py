@@ -37,8 +37,9 @@ def sweep(
     batches: Sequence[int],
     synthetic: Sequence[float],
     options: dict[str, Any],
+    trees: Sequence[Method] = (),
 ) -> Sweep:
-    """Measure `head` at every k up to its own and at every batch size, against plain decoding.
+    """Measure `head` at every k up to its own, and `trees`, at every batch size, against plain decoding.
 
     Answers have full length (`ignore_eos`), so that every batch stays full.
 
@@ -54,7 +55,7 @@ def sweep(
         )
     ways = [Method(PLAIN, None)] + [_at(head, k) for k in range(1, head.k + 1)]
     better = {length: _synthetic(head, length) for length in synthetic}
-    everyone = ways + list(better.values())
+    everyone = [*ways, *better.values(), *trees]
     sampling = Sampling(max_tokens=max_tokens, ignore_eos=True)
     load_before, stopped = load(), None
     runs: dict[int, dict[str, Trial]] = {}
@@ -78,6 +79,7 @@ def sweep(
         engine={name: value for name, value in about.items() if name != "method"},
         environment=(found := environment(load_before)),
         rows=rows,
+        trees=[row(run[tree.name], run[PLAIN]) for run in runs.values() for tree in trees],
         conditional=rates,
         cost=cost,
         held_out=hold_out(trials),

@@ -8,11 +8,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ..cost_model import chain, decode_speedup
-from ..speed import Advice, Sweep
+from ..schema import Figure
+from ..speed import Advice, Row, Sweep
 from ..statistics import expected_length
 from .acceptance_page import environment_facts
-from .page import Card, Cards, Cell, Grid, Line, Lines, Notes, Part, render
-from .plots import new_figure, save
+from .page import Bar, Bars, Card, Cards, Cell, Grid, Line, Lines, Notes, Part, render
+from .plots import BLUE, GREEN, bars, new_figure, save
 from .speed_tables import impossible_rows, rows_grid, rows_table, time_bars
 
 
@@ -23,14 +24,14 @@ def show_sweep(console: Console, result: Sweep) -> None:
         console.print(f"PARTIAL: {result.partial}", style="bold red")
     for batch in batches(result):
         console.print(f"concurrency {batch}")
-        console.print(rows_table([r for r in result.rows if r.concurrency == batch]))
+        console.print(rows_table(rows_at(result, batch)))
     for grid in (advice_grid(result), held_out_grid(result), synthetic_grid(result)):
         if grid.rows:
             table = Table(*grid.columns, title=grid.title, title_justify="left")
             for row in grid.rows:
                 table.add_row(*(cell.text for cell in row))
             console.print(table)
-    flagged = [f"IMPOSSIBLE: {line}" for line in impossible_rows(result.rows)]
+    flagged = [f"IMPOSSIBLE: {line}" for line in impossible_rows([*result.rows, *result.trees])]
     for line in [*flagged, cost_line(result), *verdicts(result), *result.notes]:
         console.print(line)
 
@@ -38,6 +39,11 @@ def show_sweep(console: Console, result: Sweep) -> None:
 def batches(result: Sweep) -> list[int]:
     """The batch sizes that were measured."""
     return sorted({r.concurrency for r in result.rows})
+
+
+def rows_at(result: Sweep, batch: int) -> list[Row]:
+    """Chains and trees of a batch size."""
+    return [r for r in [*result.rows, *result.trees] if r.concurrency == batch]
 
 
 def cost_line(result: Sweep) -> str:
@@ -122,8 +128,7 @@ def curves(result: Sweep) -> list[Line]:
     lines = []
     for tone, batch in enumerate(batches(result)):
         rows = sorted((r for r in result.rows if r.concurrency == batch), key=lambda r: r.num_speculative_tokens)
-        plain = rows[0]  # every answer is of the same length, so the ratio of the means is that of the speeds
-        measured = [(float(r.num_speculative_tokens), plain.mean_tpot_ms / r.mean_tpot_ms) for r in rows]
+        measured = [(float(r.num_speculative_tokens), decode_speedup_of(result, r)) for r in rows]
         lines.append(Line(f"measured, concurrency {batch}", measured, tone % 6))
         modelled = [(0.0, 1.0)]
         for k in range(1, len(result.conditional) + 1):
@@ -133,12 +138,40 @@ def curves(result: Sweep) -> list[Line]:
     return lines
 
 
+def decode_speedup_of(result: Sweep, row: Row) -> float:
+    """As measured: every answer is of the same length, so the ratio of the means is that of the speeds."""
+    plain = next(r for r in result.rows if r.concurrency == row.concurrency and not r.num_speculative_tokens)
+    return plain.mean_tpot_ms / row.mean_tpot_ms
+
+
+def shapes(result: Sweep, batch: int) -> list[tuple[Row, Figure, float]]:
+    """Each shape drafted at a batch size, chains first: its row, acceptance length and decode speedup."""
+    drafted = [(r, r.acceptance) for r in rows_at(result, batch)]
+    return [(r, a.acceptance_length, decode_speedup_of(result, r)) for r, a in drafted if a is not None]
+
+
+def shape_bars(result: Sweep, batch: int) -> list[Bars]:
+    """Acceptance length and decode speedup of each shape at a batch size."""
+    found = [
+        (f"chain, {row.name}" if row in result.rows else row.name, length, speed)
+        for row, length, speed in shapes(result, batch)
+    ]
+    lengths = [
+        Bar(name, f.value, "none" if f.value is None else f"{f.value:.2f}", f.low, f.high) for name, f, _ in found
+    ]
+    speeds = [Bar(name, speed, f"{speed:.2f}", tone="b") for name, _, speed in found]
+    return [
+        Bars(f"Acceptance length by shape, concurrency {batch}", lengths, "Drawn from 1: the target's own token.", 1.0),
+        Bars(f"Decode speedup by shape, concurrency {batch}", speeds, "Over plain decoding."),
+    ]
+
+
 def sweep_page(result: Sweep) -> str:
     """A sweep as a page."""
     parts: list[Part] = []
     if result.partial:
         parts.append(Notes("Partial", [f"The run ended early: {result.partial}"], warn=True))
-    if bad := impossible_rows(result.rows):
+    if bad := impossible_rows([*result.rows, *result.trees]):
         parts.append(Notes("Impossible rows", bad, warn=True))
     best = max(result.advice, key=lambda a: a.speedup)
     cards = [
@@ -155,9 +188,11 @@ def sweep_page(result: Sweep) -> str:
     parts.append(Cards(cards))
     parts.append(Notes("What to do", [*verdicts(result), cost_line(result)]))
     parts.append(Lines("Decode speedup by k", curves(result), "drafts per step (k)", "decode speedup", level=1.0))
+    if result.trees:
+        parts += [bars for batch in batches(result) for bars in shape_bars(result, batch)]
     parts += [grid for grid in (advice_grid(result), held_out_grid(result), synthetic_grid(result)) if grid.rows]
     for batch in batches(result):
-        rows = [r for r in result.rows if r.concurrency == batch]
+        rows = rows_at(result, batch)
         parts.append(rows_grid(f"Measured at concurrency {batch}", rows))
     parts += time_bars([r for r in result.rows if r.concurrency == batches(result)[0]])
     if result.notes:
@@ -167,8 +202,10 @@ def sweep_page(result: Sweep) -> str:
 
 
 def sweep_plot(result: Sweep, file: Path) -> None:
-    """Decode speedup by k, measured and by the model."""
-    figure, (axis,) = new_figure(1, [4.2])
+    """Decode speedup by k, measured and by the model; with trees, acceptance length and speedup by shape too."""
+    batch = batches(result)[0]
+    heights = [0.9 + 0.3 * len(shapes(result, batch))] * 2 if result.trees else []
+    figure, (axis, *others) = new_figure(1 + len(heights), [4.2, *heights])
     colours = ("#2f6fdb", "#b3540b", "#11805f", "#8a3fb0", "#a8326a")
     for line in curves(result):
         xs, ys = zip(*line.points, strict=True)
@@ -178,4 +215,9 @@ def sweep_plot(result: Sweep, file: Path) -> None:
     axis.set(xlabel="drafts per step (k)", ylabel="decode speedup", title=result.target)
     axis.set_xticks(range(len(result.conditional) + 1))
     axis.legend(fontsize=8)
+    for below, drawn in zip(others, shape_bars(result, batch), strict=False):
+        figures = [Figure(value=bar.value, low=bar.low, high=bar.high) for bar in drawn.bars]
+        bars(below, [bar.label for bar in drawn.bars], [figures], [BLUE if drawn.origin else GREEN], [""])
+        below.set(title=drawn.title)
+        below.set_xlim(left=drawn.origin)
     save(figure, file)

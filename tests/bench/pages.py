@@ -74,6 +74,7 @@ def sweep_result() -> Sweep:
         for b in (1, 8)
         for k in range(5)
     }
+    trees = [timed(f"tree {name}", 3, b, 0.05) for b in (1, 8) for name in ("4,2,1, at most 20 nodes", "auto/16")]
     rates, cost = conditional_rates(runs), fit(step_times(runs))
     better = Synthetic(
         acceptance_length=3, num_speculative_tokens=4, concurrency=1, predicted=1.9, measured=2.0, error=-0.05
@@ -81,6 +82,7 @@ def sweep_result() -> Sweep:
     return Sweep(
         target="a/target", prompts="builtin", prompts_sha256="", max_tokens=91, questions=12, engine={},
         environment=environment(0.0), rows=[row(t, runs[0, b]) for (_, b), t in runs.items()], conditional=rates,
+        trees=[row(t, runs[0, t.concurrency]) for t in trees],
         cost=cost, held_out=hold_out(runs), advice=advise(cost, rates, [1, 8]), synthetic=[better],
     )  # fmt: skip
 
