@@ -1,7 +1,8 @@
-"""Counters of a worker in another process reach the front end's registry."""
+"""Counters of a worker in another process reach the front end's registry, and a server's /metrics."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,11 @@ import sys
 import pytest
 from prometheus_client import REGISTRY
 
+from vllm_eagle_plugin.demo.server import serve
 from vllm_eagle_plugin.tree import relay
+
+from ..cases import CASES
+from ..known_answer import known_answer_head, save_head
 
 #: A worker: what it inherits is its environment.
 WORKER = """
@@ -64,3 +69,28 @@ def test_a_folder_that_is_gone_stops_nobody(front_end: None, monkeypatch: pytest
     assert relay.relay_here() is None
     relay.open_relay()
     assert os.path.isdir(os.environ[relay.FOLDER])
+
+
+SETTINGS = [
+    "--dtype", "float32", "--max-model-len", "128", "--max-num-seqs", "2", "--enforce-eager", "--skip-tokenizer-init",
+    "--worker-cls", "vllm_eagle_plugin.TreeWorker", "--no-async-scheduling",
+]  # fmt: skip
+
+
+@pytest.mark.engine
+def test_shown_by_a_server(front_end: None, targets, head_folder, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many trees and nodes as vLLM itself counts drafts and drafted tokens."""
+    monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)  # as users serve
+    target, branches = targets("llama"), [2, 1, 1]
+    save_head(known_answer_head(CASES["feature"](), target), head_folder)
+    speculative = {"model": str(head_folder), "num_speculative_tokens": 6}
+    additional = {"eagle": {"tree": {"kind": "static", "branches": branches}}}
+    asked = {"--speculative-config": speculative, "--additional-config": additional}
+    arguments = [word for option, value in asked.items() for word in (option, json.dumps(value))]
+    with serve(target.folder, tmp_path / "log", *SETTINGS, *arguments, start_seconds=500) as server:
+        body = {"model": str(target.folder), "prompt": target.walk(3, 5), "max_tokens": 21, "temperature": 0}
+        server.post("/v1/completions", {**body, "return_token_ids": True, "ignore_eos": True})
+        found = server.metrics()
+    assert found["vllm:eagle_trees_total"] == found["vllm:spec_decode_num_drafts_total"] == 5
+    assert found["vllm:eagle_tree_nodes_total"] == found["vllm:spec_decode_num_draft_tokens_total"] == 30
+    assert found["vllm:eagle_tree_accepted_total"] == 5
