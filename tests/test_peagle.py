@@ -16,8 +16,8 @@ from vllm_eagle_plugin.configs import Eagle3Config
 from vllm_eagle_plugin.errors import HeadError
 
 from .engine import engine
-from .random_models import VOCAB, WIDTH, random_head, random_target
-from .test_drafts import K, prompts, public_id, reference_drafts
+from .random_models import VOCAB, WIDTH, random_head, random_prompts, random_target
+from .test_drafts import K, public_id, reference_drafts
 
 MASK, DRAFTS, LAYERS = 7, 300, [1, 3, 5]
 
@@ -63,7 +63,7 @@ def test_all_drafts_of_one_pass_are_the_references(made, tmp_path):
     assert json.loads(done.serve_command.split("--speculative-config ")[1].strip("'"))["parallel_drafting"] is True
     seen: list[record.Proposal] = []
     record.observers.append(seen.extend)
-    asked = prompts(12, 30)
+    asked = random_prompts(12, 30)
     try:
         with engine(folder / "target", done.output, K) as running:
             outputs = running.generate(asked, max_tokens=20)

@@ -24,9 +24,8 @@ from .producers.eagle1 import with_embedding
 from .producers.eagle3 import vocabulary
 from .producers.layout import DEEP, as_midlayer, llama, save_config, save_safetensors, state_of
 from .producers.making import make
-from .random_models import HEADS, random_head, random_target
+from .random_models import HEADS, random_head, random_prompts, random_target
 from .stock_heads import run_stock
-from .test_drafts import prompts as random_prompts
 from .test_drafts import reference_drafts
 from .test_known_answer import assert_exact, walks
 
