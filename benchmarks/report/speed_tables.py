@@ -14,7 +14,7 @@ from .page import Bar, Bars, Card, Cards, Cell, Grid, Notes, Part, render
 from .plots import BLUE, GREEN, bars, new_figure, save
 from .terminal import bounds, number
 
-COLUMNS = ("", "tokens/s", "speedup", "95%", "length", "95%", "overhead", "first token ms", "ms/token", "same")
+COLUMNS = ("", "tokens/s", "speedup", "95%", "length", "95%", "overhead", "ttft ms", "ms/token", "same")
 
 
 def show_compare(console: Console, result: Compare) -> None:
@@ -119,8 +119,8 @@ def compare_page(result: Compare) -> str:
         parts.append(Cards(cards))
     parts.append(speed_bars("Speedup", result.rows))
     note = (
-        "95%: intervals of speedup and of acceptance length. Overhead: tokens per step / speedup - 1. "
-        "Same: answers equal to plain decoding's at temperature 0."
+        "95%: intervals of speedup and acceptance length. Ttft: time to the first token. "
+        "Overhead: tokens per step / speedup - 1. Same: answers equal to plain decoding's at temperature 0."
     )
     parts.append(rows_grid("Figures", result.rows, note))
     parts += time_bars(result.rows)
