@@ -33,6 +33,7 @@ _COUNT, _LENGTH = 32, 256
 def open_engine(target: str, layers: list[int], dtype: str, **options: Any) -> Iterator[Any]:
     """A vLLM engine in this process that hands over the residual stream behind `layers`."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the proposer is read from this process
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; on processors most of the memory otherwise
     from vllm import LLM
 
     settings = {"max_model_len": 2 * _LENGTH, "enforce_eager": True, "skip_tokenizer_init": True, **options}
