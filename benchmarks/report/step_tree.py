@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..trace import TracedStep
+from ..trace import Trace, TracedStep
 from .page import Branch
+
+
+def numbered_tree(result: Trace, number: int) -> Branch:
+    """The tree of the answer's step `number`."""
+    return step_tree(result.steps[number], result.steps[number - 1].emitted[-1].text if number else "prompt")
 
 
 def step_tree(step: TracedStep, before: str) -> Branch:

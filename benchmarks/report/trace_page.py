@@ -9,7 +9,7 @@ from ...demo.picture import Step as Drawn
 from ..trace import Draft, Emitted, Trace, TracedStep
 from .acceptance_page import environment_facts
 from .page import Card, Cards, Figure, Part, Piece, Tokens, Trees, render
-from .step_tree import step_tree
+from .step_tree import numbered_tree
 
 LEGEND = [
     ("accepted", "drafted and accepted"),
@@ -80,10 +80,7 @@ def _pieces(result: Trace) -> list[Piece]:
 
 
 def _trees(result: Trace) -> Trees:
-    figures, before = [], "the prompt"
-    for number, step in enumerate(result.steps):
-        figures.append(Figure(number, _caption(number, step), step_tree(step, before)))
-        before = step.emitted[-1].text
+    figures = [Figure(i, _caption(i, step), numbered_tree(result, i)) for i, step in enumerate(result.steps)]
     note = "Each draft with the head's probability and the target's, both given the drafts before it. "
     note += "A node's continuations stand likeliest first, so that the top row is what a chain would have drafted."
     return Trees("The trees", figures, LEGEND[-1:], note)

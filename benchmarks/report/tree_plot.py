@@ -11,7 +11,7 @@ from ...errors import UsageError
 from ..trace import Trace
 from .page import Branch, percent
 from .plots import BLUE, GREEN, INK, ORANGE, new_figure, save
-from .step_tree import step_tree
+from .step_tree import numbered_tree
 
 #: Steps that are drawn where none are asked for.
 STEPS = 4
@@ -43,7 +43,7 @@ def trees_plot(result: Trace, file: Path, steps: Sequence[int] | None = None) ->
         raise UsageError(f"--step {missing[0]}", f"Steps 0 to {len(result.steps) - 1} were expected")
     if not chosen:
         raise UsageError("--plot of an answer without drafts", "There is no tree to draw", "Ask for a longer answer")
-    trees = [placed(step_tree(result.steps[i], _before(result, i))) for i in chosen]
+    trees = [placed(numbered_tree(result, i)) for i in chosen]
     rows = [1 + max(p.row for p in tree) for tree in trees]
     columns = 1 + max(p.column for tree in trees for p in tree)
     figure, axes = new_figure(len(trees), [0.45 + ROW * n for n in rows])
@@ -84,10 +84,6 @@ def placed(root: Branch) -> list[Placed]:
 
     place(root, 0, 0, None)
     return found
-
-
-def _before(result: Trace, number: int) -> str:
-    return result.steps[number - 1].emitted[-1].text if number else "the prompt"
 
 
 def _draw(axis: Any, node: Placed) -> None:
