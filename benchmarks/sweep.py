@@ -62,7 +62,12 @@ def sweep(
     with open_workers(target, {m.name: m.speculative for m in everyone}, options) as workers:
         about = workers[PLAIN].describe()
         for batch in batches:
-            runs[batch], stopped = run_all(workers, everyone, questions, sampling, batch, 1)
+            try:
+                runs[batch], stopped = run_all(workers, everyone, questions, sampling, batch, 1)
+            except HeadError as error:  # before this batch had anything to show: those before it have
+                if not runs:
+                    raise
+                stopped = str(error)
             if stopped:
                 break
     trials = {(way.k, batch): run[way.name] for batch, run in runs.items() for way in ways}

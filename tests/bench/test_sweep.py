@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
+from vllm_eagle_plugin.benchmarks import sweep as sweeping
 from vllm_eagle_plugin.benchmarks.cost_model import PLAIN, Measured, Shape, advise, chain, decode_speedup, fit, step_ms
 from vllm_eagle_plugin.benchmarks.interleave import Block, Trial
+from vllm_eagle_plugin.benchmarks.methods import PLAIN as PLAIN_METHOD
 from vllm_eagle_plugin.benchmarks.methods import Method, make_method
 from vllm_eagle_plugin.benchmarks.session import Step
 from vllm_eagle_plugin.benchmarks.speed import Cost
@@ -136,3 +142,26 @@ def test_bad_requests() -> None:
     for head, synthetic, words in ((Method("plain", None), [], "up to k = 0"), (ngram, [4.5], "--synthetic 4.5")):
         with pytest.raises(UsageError, match=words):
             sweep("target", head, [], "builtin", 8, [1], synthetic, {})
+
+
+def test_batches_that_were_finished_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interruption before a later batch has anything to show loses that batch alone; of the first, everything."""
+    made = trials(3)
+    engine = SimpleNamespace(describe=lambda: {"method": "none", "vllm": "0", "target": "t"})
+    monkeypatch.setattr(sweeping, "open_workers", lambda *a: nullcontext({PLAIN_METHOD: engine}))
+    head = make_method(None, "ngram", 3)
+
+    def run_all(workers: Any, methods: Any, questions: Any, sampling: Any, batch: int, warm: int) -> Any:
+        if batch == interrupted:
+            raise HeadError("interrupted before anything was finished")
+        return {m.name: made[m.k, batch] for m in methods}, None
+
+    monkeypatch.setattr(sweeping, "run_all", run_all)
+    interrupted = 4
+    result = sweep("target", head, [], "builtin", 8, [1, 4], [], {})
+    assert result.partial
+    assert "before anything was finished" in result.partial
+    assert {r.concurrency for r in result.rows} == {1}
+    interrupted = 1
+    with pytest.raises(HeadError, match="before anything was finished"):
+        sweep("target", head, [], "builtin", 8, [1, 4], [], {})
