@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_eagle_plugin.compat.running import runner_of
+
 
 @dataclass
 class Counters:
@@ -62,7 +64,7 @@ class Engine:
 
     @property
     def runner(self) -> Any:
-        return self.llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+        return runner_of(self.llm)
 
 
 @contextlib.contextmanager

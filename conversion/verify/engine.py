@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...compat.running import runner_of
 from .compare import Drafted
 
 #: Tokens asked for at once.
@@ -82,8 +83,7 @@ def draft(
         disable_log_stats=True, speculative_config={"model": str(head), **speculative},
     )  # fmt: skip
     try:
-        runner = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
-        watch = Watch(runner, ids)
+        watch = Watch(runner_of(llm), ids)
         params = SamplingParams(temperature=0.0, max_tokens=_ROUND, ignore_eos=True, detokenize=False)
         texts, drafted, count = [list(p) for p in prompts], [], 0
         for _ in range(_ROUNDS):
