@@ -117,15 +117,16 @@ def method(head: Path, k: int) -> Method:
 
 
 def parameters(head: Path) -> int:
-    """Numbers in a head's weight files, token maps and the like left out."""
+    """Numbers in a head's weight files, token maps and copies of the target's lm_head (Medusa) left out."""
     from safetensors import safe_open
 
-    total = 0
+    total, copied = 0, _config(head).get("original_lm_head", False)
     for file in sorted(head.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
             for name in opened.keys():  # noqa: SIM118, it is no dictionary
                 part = opened.get_slice(name)
-                total += math.prod(part.get_shape()) if part.get_dtype() in ("BF16", "F16", "F32") else 0
+                counts = part.get_dtype() in ("BF16", "F16", "F32") and not (copied and name.startswith("lm_head"))
+                total += math.prod(part.get_shape()) if counts else 0
     return total
 
 

@@ -7,7 +7,7 @@
 | projection | plain matrices in `head.npz` |
 | eagle1 | SafeAILab EAGLE-1: `fc`, `layers.0` |
 | eagle3 | SafeAILab EAGLE-3: `fc`, `midlayer`, `norm`, `lm_head`, `d2t`, `t2d` |
-| medusa | what vLLM itself serves: `blocks`, one `lm_heads.0`, `token_map` |
+| medusa | what vLLM itself serves: `blocks`, and as `lm_heads.0` a copy of the target's lm_head |
 """
 
 from __future__ import annotations
@@ -52,6 +52,9 @@ def export_head(family: str, head: ReferenceHead, folder: Path, tables: bool = F
         assert head.target_embedding is not None
         assert head.target_lm_head is not None
         weights |= {"embeddings.weight": head.target_embedding.cpu(), "lm_head.weight": head.target_lm_head.cpu()}
+    if family == "medusa":
+        assert head.target_lm_head is not None
+        weights |= {"lm_head.weight": head.target_lm_head.cpu()}
     name, content, described = _LAYOUTS[family](head.config, weights)
     folder.mkdir(parents=True, exist_ok=True)
     with replaced(folder / name) as partial:
@@ -120,10 +123,7 @@ def _eagle3(config: HeadConfig, weights: dict[str, Tensor]) -> Files:
 
 
 def _medusa(config: HeadConfig, weights: dict[str, Tensor]) -> Files:
-    tensors = {n: t for n, t in weights.items() if n not in ("lm_head.weight", "d2t")}
-    tensors["lm_heads.0.weight"] = weights["lm_head.weight"]
-    if config.reduced_vocab:
-        tensors["token_map"] = torch.arange(config.draft_vocab) + weights["d2t"]
+    tensors = {n.replace("lm_head.", "lm_heads.0."): t for n, t in weights.items()}
     return "model.safetensors", save(_halved(tensors), {"format": "pt"}), medusa.described(config)
 
 

@@ -46,7 +46,7 @@ def new_head(config: HeadConfig, lm_head: Tensor, counts: Tensor, seed: int) -> 
     if not config.own_lm_head:
         return head
     rows = torch.arange(config.draft_vocab)
-    if config.reduced_vocab and isinstance(config, (Eagle3Config, MedusaConfig)):
+    if config.reduced_vocab and isinstance(config, Eagle3Config):
         rows = counts.topk(config.draft_vocab).indices.sort().values
     with torch.no_grad():
         if head.d2t is not None:
@@ -108,8 +108,6 @@ def _medusa(recipe: Recipe, target: Target) -> HeadConfig:
         **_common(target),
         num_heads=recipe.unroll.steps,
         num_hidden_layers=recipe.head.blocks,
-        own_lm_head=True,
-        draft_vocab_size=_draft_vocab(recipe, target),
     )
 
 

@@ -17,7 +17,11 @@ from ..reference.layers import ChainMemory
 
 
 class MedusaConfig(HeadConfig):
-    """`num_heads` stacks of `num_hidden_layers` residual blocks, and one lm_head that they share."""
+    """`num_heads` stacks of `num_hidden_layers` residual blocks, all read by the target's lm_head.
+
+    Lm_heads of their own would be many times larger than the rest. A smaller vocabulary with vLLM's token map is
+    no way out: its 0.32 does not load one ("weights were not initialized from checkpoint: {'token_map'}").
+    """
 
     model_type = "medusa"
     method = "medusa"
@@ -81,10 +85,9 @@ def described(config: HeadConfig) -> dict[str, Any]:
         "model_type": config.model_type,
         "hidden_size": config.hidden_size,
         "vocab_size": config.vocab_size,
-        "truncated_vocab_size": config.draft_vocab,
         "num_heads": config.num_heads,
         "num_hidden_layers": config.num_hidden_layers,
-        "original_lm_head": True,  # one lm_head for all heads
+        "original_lm_head": True,  # the target's, for all heads
         "medusa_fc_bias": True,
         "torch_dtype": "bfloat16",
     }

@@ -14,7 +14,7 @@ from ..errors import UsageError
 
 FAMILIES = ("feature", "surgery", "projection", "eagle1", "eagle3", "medusa")
 #: Those with an lm_head of their own; the others use the target's.
-_OWN_LM_HEAD = ("projection", "eagle3", "medusa")
+_OWN_LM_HEAD = ("projection", "eagle3")
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Head:
     blocks: int = 3
     #: Output width of the projection; 0: the target's hidden size, the only width that chains.
     width: int = 0
-    #: Tokens the head can draft; 0: all. eagle3 and medusa take the most frequent ones, projection the
-    #: first ids (its layout has no token map).
+    #: Tokens the head can draft; 0: all. eagle3 takes the most frequent ones, projection the first ids
+    #: (its layout has no token map).
     draft_vocab_size: int = 0
     #: Layers of the target that eagle3 fuses, counted as vLLM does; empty: low, middle and high.
     layer_ids: tuple[int, ...] = ()
@@ -115,7 +115,7 @@ _READ = {
     "projection": {"width", "draft_vocab_size"},
     "eagle1": set(),
     "eagle3": {"draft_vocab_size", "layer_ids"},
-    "medusa": {"blocks", "draft_vocab_size"},
+    "medusa": {"blocks"},
 }
 _POSITIVE = {"head.blocks", "epochs", "held_out", "evaluate_every", "unroll.steps", "unroll.decay", "batch.tokens"} | {
     "optimiser.learning_rate",

@@ -115,6 +115,10 @@ def test_what_cannot_be_compared(asked: list, tmp_path: Path) -> None:
         run([few, few], tmp_path / "out")
     assert asked == []
     assert parameters(few) == 12
+    tensors = {"blocks.0.layers.0.weight": torch.zeros(3, 4), "lm_heads.0.weight": torch.zeros(99, 4)}
+    save_file(tensors, few / "model.safetensors")
+    (few / "config.json").write_text(json.dumps({"original_lm_head": True}))
+    assert parameters(few) == 12
 
 
 @pytest.mark.engine

@@ -19,7 +19,6 @@ from vllm_eagle_plugin.reference import build_reference, unroll
 from ..cases import SUBSET
 
 CHANGES = {
-    "medusa": [f"head.draft_vocab_size={SUBSET}"],
     "eagle3": [f"head.draft_vocab_size={SUBSET}", "head.layer_ids=[1,3,5]"],
     "projection": ["head.draft_vocab_size=0"],
 }
