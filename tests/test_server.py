@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import random
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
 
 import pytest
 import torch
+from vllm_eagle_plugin.benchmarks.clients import Clients, HangsUp, Request
+from vllm_eagle_plugin.benchmarks.remote import speculative_counters
+from vllm_eagle_plugin.benchmarks.session import Counters
 
-from vllm_eagle_plugin.demo.server import Server, serve
+from vllm_eagle_plugin.demo.server import serve
 
 from .cases import CASES, SUBSET
-from .engine import Counters
 from .known_answer import Target, build_target, known_answer_head, save_head
 from .known_answer.target import VOCAB, cycle
 
@@ -40,96 +40,46 @@ ARGUMENTS = [
 ]
 
 
-@dataclass(frozen=True)
-class Client:
-    """One request of the storm, and when it hangs up: never, before the first chunk, or after it."""
-
-    prompt: list[int]
-    max_tokens: int
-    temperature: float
-    hangs_up: str = "never"
+def request(prompt: list[int], max_tokens: int, temperature: float, hangs_up: HangsUp = "never") -> Request:
+    return Request(prompt, max_tokens, {"temperature": temperature, "ignore_eos": True}, hangs_up)
 
 
-@dataclass(frozen=True)
-class Asking:
-    """Asks a server in token ids; it has no tokenizer."""
-
-    server: Server
-    target: Target
-
-    def complete(self, client: Client) -> list[int]:
-        answer = self.server.post("/v1/completions", self._body(client))
-        return answer["choices"][0]["token_ids"]
-
-    def hang_up(self, client: Client) -> None:
-        """Start a stream and close the connection; the server learns of it only by that."""
-        connection = http.client.HTTPConnection(urlsplit(self.server.url).netloc, timeout=120)
-        body = json.dumps({**self._body(client), "stream": True})
-        connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
-        if client.hangs_up == "after a chunk":
-            stream = connection.getresponse()
-            assert stream.status == 200
-            first = json.loads(stream.readline().removeprefix(b"data: "))
-            assert first["choices"][0]["finish_reason"] is None
-            stream.close()
-        connection.close()
-
-    def run(self, client: Client) -> list[int] | None:
-        """The answer, or None where the client hung up."""
-        return self.complete(client) if client.hangs_up == "never" else self.hang_up(client)
-
-    def counters(self) -> Counters:
-        found, prefix = self.server.metrics(), "vllm:spec_decode_num_"
-        return Counters(
-            int(found[prefix + "drafts_total"]),
-            int(found[prefix + "draft_tokens_total"]),
-            int(found[prefix + "accepted_tokens_total"]),
-            tuple(int(found[f"{prefix}accepted_tokens_per_pos_total[{i}]"]) for i in range(K)),
-        )
-
-    def settled(self, seconds: float = 20) -> Counters:
-        """The counters once nothing runs or waits any more."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            before = self.counters()
-            time.sleep(0.3)
-            if not self.unfinished() and self.counters() == before:
-                return before
-        raise AssertionError(f"{self.unfinished()} requests left after {seconds} s")
-
-    def unfinished(self) -> float:
-        found = self.server.metrics()
-        return found["vllm:num_requests_running"] + found["vllm:num_requests_waiting"]
-
-    def _body(self, client: Client) -> dict:
-        return {
-            "model": str(self.target.folder),
-            "prompt": client.prompt,
-            "max_tokens": client.max_tokens,
-            "temperature": client.temperature,
-            "ignore_eos": True,
-            "return_token_ids": True,
-        }
+def settled(clients: Clients) -> Counters:
+    """The counters once nothing runs or waits any more."""
+    while True:
+        clients.wait_until_idle()
+        before = counters(clients)
+        time.sleep(0.3)
+        if not clients.unfinished() and counters(clients) == before:
+            return before
 
 
-def storm(target: Target) -> list[Client]:
+def counters(clients: Clients) -> Counters:
+    found = speculative_counters(clients.server.metrics())
+    assert found is not None
+    assert len(found.per_position) == K
+    return found
+
+
+def storm(target: Target) -> list[Request]:
     """The same mix each time; a quarter hangs up, some of them before they have got anything."""
-    chance, clients = random.Random(0), []
+    chance, requests = random.Random(0), []
     for i in range(REQUESTS):
         prompt = target.walk(int(target.successor[i % VOCAB]), chance.randint(1, 40))
         temperature = chance.choice(TEMPERATURES)
         if i % 4:
-            clients.append(Client(prompt, chance.randint(1, 24), temperature))
+            requests.append(request(prompt, chance.randint(1, 24), temperature))
         else:
-            when = "before a chunk" if i % 16 == 0 else "after a chunk"
-            clients.append(Client(prompt, ABORTED_TOKENS, temperature, when))
-    return clients
+            when: HangsUp = "before a chunk" if i % 16 == 0 else "after a chunk"
+            requests.append(request(prompt, ABORTED_TOKENS, temperature, when))
+    return requests
 
 
-def assert_right(target: Target, client: Client, answer: list[int]) -> None:
-    assert len(answer) == client.max_tokens
-    if client.temperature < HOT:
-        assert answer == target.walk(client.prompt[-1], client.max_tokens + 1)[1:]
+def assert_right(target: Target, asked: Request, choice: dict[str, Any]) -> None:
+    answer = choice["token_ids"]
+    assert len(answer) == asked.max_tokens
+    if asked.settings["temperature"] < HOT:
+        assert answer == target.walk(asked.prompt[-1], asked.max_tokens + 1)[1:]
     assert all(0 <= token < len(target.successor) for token in answer)
 
 
@@ -160,29 +110,29 @@ def test_storm(name: str, head_folder: Path, tmp_path: Path, monkeypatch: pytest
     save_head(known_answer_head(config, target, K), head_folder)
     speculative = json.dumps({"model": str(head_folder), "num_speculative_tokens": K})
     with serve(target.folder, tmp_path / "serve.log", *ARGUMENTS, "--speculative-config", speculative) as server:
-        asking, clients = Asking(server, target), storm(target)
+        clients, requests = Clients(server, str(target.folder)), storm(target)
         with ThreadPoolExecutor(WORKERS) as pool:
-            answers = list(pool.map(asking.run, clients))
+            answers = list(pool.map(clients.run, requests))
 
         urllib.request.urlopen(server.url + "/health", timeout=10).close()
-        after = Client(target.walk(3, 5), 24, 0.0)
-        assert_right(target, after, asking.complete(after))
-        for client, answer in zip(clients, answers, strict=True):
+        after = request(target.walk(3, 5), 24, 0.0)
+        assert_right(target, after, clients.complete(after))
+        for asked, answer in zip(requests, answers, strict=True):
             if answer is not None:
-                assert_right(target, client, answer)
-        stormy = asking.settled()
+                assert_right(target, asked, answer)
+        stormy = settled(clients)
         assert_adds_up(stormy)
         assert stormy.accepted < stormy.draft_tokens, "the hot requests should have had drafts rejected"
-        finished = sum(c.max_tokens for c in clients if c.hangs_up == "never") + after.max_tokens
+        finished = sum(r.max_tokens for r in requests if r.hangs_up == "never") + after.max_tokens
         wasted = server.metrics()["vllm:generation_tokens_total"] - finished
-        aborted = sum(c.hangs_up != "never" for c in clients)
+        aborted = sum(r.hangs_up != "never" for r in requests)
         assert wasted < aborted * ABORTED_TOKENS / 2, "requests went on after their clients had hung up"
 
-        quiet = [Client(target.walk(i % VOCAB, 4), 21, 0.0) for i in range(WORKERS)]
+        quiet = [request(target.walk(i % VOCAB, 4), 21, 0.0) for i in range(WORKERS)]
         with ThreadPoolExecutor(WORKERS) as pool:
-            for client, answer in zip(quiet, pool.map(asking.complete, quiet), strict=True):
-                assert_right(target, client, answer)
-        counted = asking.settled() - stormy
+            for asked, answer in zip(quiet, pool.map(clients.complete, quiet), strict=True):
+                assert_right(target, asked, answer)
+        counted = settled(clients) - stormy
         assert_adds_up(counted)
         assert counted.accepted == counted.draft_tokens, f"rejected drafts: {counted}"
-        assert asking.unfinished() == 0
+        assert clients.unfinished() == 0
