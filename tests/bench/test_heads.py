@@ -122,6 +122,7 @@ def test_what_cannot_be_compared(asked: list, tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.extended
 def test_real_heads(language: Language, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt_token_ids": [i] * 3}) + "\n" for i in range(4)))

@@ -101,7 +101,9 @@ def start(language: Language, files: dict[str, Path]) -> Iterator[Callable[..., 
         os.close(running.terminal)
 
 
-@pytest.mark.parametrize("verb", ["acceptance", "compare", "sweep"])
+@pytest.mark.parametrize(
+    "verb", [*(pytest.param(v, marks=pytest.mark.extended) for v in ("acceptance", "sweep")), "compare"]
+)
 def test_what_is_done_is_kept(start: Callable[..., Running], files: dict[str, Path], verb: str) -> None:
     running = start(verb)
     running.wait(lambda: running.percent() >= 1)
