@@ -12,9 +12,9 @@ from typing import Any
 
 from ..compat.synthetic import allow_synthetic_acceptance_on_cpu
 from ..errors import HeadError
+from ..tree import SECTION, WORKER
 from .answer import Answer
 from .host import StepWatch, TraceStep
-from .methods import DRAFTING, TREE_WORKER
 from .prompts import Question
 from .records import Record
 from .refusals import reason, refusals
@@ -40,7 +40,7 @@ def open_engine(
     target: str, speculative: dict[str, Any] | None, options: dict[str, Any], share: int = 1
 ) -> Iterator[Engine]:
     """An engine for `target`; `speculative` is vLLM's speculative config, which may also say how to draft trees
-    (see `methods.DRAFTING`), `options` are engine arguments.
+    (see `tree.SECTION`), `options` are engine arguments.
 
     `share`: how many engines are to fit into this machine's memory together.
 
@@ -55,10 +55,10 @@ def open_engine(
 
     settings: dict[str, Any] = {"disable_log_stats": False, "seed": 0, **_memory(share), **options}
     if speculative is not None:
-        settings |= {"speculative_config": {k: v for k, v in speculative.items() if k != DRAFTING}, **DETAILED}
-        if DRAFTING in speculative:
-            additional = {**options.get("additional_config", {}), DRAFTING: speculative[DRAFTING]}
-            settings |= {"additional_config": additional, "worker_cls": TREE_WORKER, "async_scheduling": False}
+        settings |= {"speculative_config": {k: v for k, v in speculative.items() if k != SECTION}, **DETAILED}
+        if SECTION in speculative:
+            additional = {**options.get("additional_config", {}), SECTION: speculative[SECTION]}
+            settings |= {"additional_config": additional, "worker_cls": WORKER, "async_scheduling": False}
     llm = None
     try:
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HeadError, UsageError
+from ..tree import SECTION, WORKER
 
 if TYPE_CHECKING:
     from ..tree.config import Drafting
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
 PLAIN = "plain"
 #: Methods that need no model; the rest of vLLM's take one in `model`.
 MODEL_FREE = ("ngram", "ngram_gpu", "suffix")
-#: Key of a speculative config of ours that asks for trees or adaptive length, as the `eagle` section of vLLM's
-#: additional config does; and the worker that serves it.
-DRAFTING, TREE_WORKER = "eagle", "vllm_eagle_plugin.TreeWorker"
 
 
 @dataclass(frozen=True)
@@ -98,12 +96,12 @@ def drafting_of(config: dict[str, Any] | None) -> Drafting | None:
     """
     from ..tree.config import parse_drafting
 
-    if not config or DRAFTING not in config:
+    if not config or SECTION not in config:
         return None
-    section = config[DRAFTING]
-    drafting = parse_drafting({DRAFTING: section}, config["num_speculative_tokens"])
+    section = config[SECTION]
+    drafting = parse_drafting({SECTION: section}, config["num_speculative_tokens"])
     if drafting is None:
-        raise UsageError(f"{DRAFTING} is {json.dumps(section)}", 'Expected: such as {"tree": "auto"}')
+        raise UsageError(f"{SECTION} is {json.dumps(section)}", 'Expected: such as {"tree": "auto"}')
     return drafting
 
 
@@ -148,12 +146,12 @@ def engine_options(text: str | None) -> dict[str, Any]:
     """
     options = _json_object(text, "--engine-args", '{"dtype": "float32", "enforce_eager": true}')
     additional = options.get("additional_config")
-    asked = isinstance(additional, dict) and DRAFTING in additional
-    if asked or options.get("worker_cls") == TREE_WORKER or "speculative_config" in options:
+    asked = isinstance(additional, dict) and SECTION in additional
+    if asked or options.get("worker_cls") == WORKER or "speculative_config" in options:
         raise UsageError(
             "--engine-args that say how to draft",
             "They hold for plain decoding too",
-            f"""Say it in the method: --spec-config '{{"{DRAFTING}": {{"tree": "auto"}}}}'""",
+            f"""Say it in the method: --spec-config '{{"{SECTION}": {{"tree": "auto"}}}}'""",
         )
     return options
 

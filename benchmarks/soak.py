@@ -21,13 +21,14 @@ from rich.console import Console
 
 from ..demo.server import serve
 from ..errors import HeadError, UsageError
+from ..tree import SECTION, WORKER
 from ..tree.config import parse_drafting
 from .clients import Clients
 from .environment import environment, load
 from .live import figures
 from .load import build
 from .memory import Growth
-from .methods import DRAFTING, TREE_WORKER, check_head
+from .methods import check_head
 from .prompts import BUILTIN, read_prompts
 from .remote import speculative_counters
 from .storm import LOGPROB_TOLERANCE, TIE, Storm, answer_plainly
@@ -80,14 +81,14 @@ def tree_arguments(head: str, nodes: int, tree: str) -> list[str]:
     """
     check_head(head)
     try:
-        asked = {DRAFTING: {"tree": json.loads(tree) if tree.startswith("{") else tree}}
+        asked = {SECTION: {"tree": json.loads(tree) if tree.startswith("{") else tree}}
     except ValueError as error:
         raise UsageError(f"--tree is not JSON: {error}", 'Expected: auto, or such as {"kind": "dynamic"}') from None
     parse_drafting(asked, nodes)
     return [
         *("--speculative-config", json.dumps({"model": head, "num_speculative_tokens": nodes})),
         *("--additional-config", json.dumps(asked)),
-        *("--worker-cls", TREE_WORKER, "--no-async-scheduling"),
+        *("--worker-cls", WORKER, "--no-async-scheduling"),
     ]
 
 

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from ..tree import SECTION
 from .environment import environment, load
 from .host import TraceStep
-from .methods import DRAFTING, Method
+from .methods import Method
 from .prompts import Question
 from .schema import SCHEMA_VERSION, Environment, Model
 from .session import Sampling
@@ -70,7 +71,7 @@ class Trace(Model):
     @property
     def drafts_trees(self) -> bool:
         """Whether trees were asked for."""
-        return bool(((self.speculative_config or {}).get(DRAFTING) or {}).get("tree"))
+        return bool(((self.speculative_config or {}).get(SECTION) or {}).get("tree"))
 
 
 def trace(target: str, method: Method, prompt: str, sampling: Sampling, options: dict[str, Any], chat: bool) -> Trace:

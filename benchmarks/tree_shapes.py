@@ -6,7 +6,8 @@ import re
 from typing import Any
 
 from ..errors import UsageError
-from .methods import DRAFTING, Method, drafting_of
+from ..tree import SECTION
+from .methods import Method, drafting_of
 
 #: Most nodes of an `auto` tree that says nothing of them.
 AUTO_NODES = 16
@@ -28,7 +29,7 @@ def tree_method(head: Method, text: str) -> Method:
     if cut and not re.fullmatch("[1-9][0-9]*", limit):
         raise _unknown(text)
     nodes = int(limit) if limit else least
-    config = {**(head.speculative or {}), "num_speculative_tokens": nodes, DRAFTING: {"tree": tree}}
+    config = {**(head.speculative or {}), "num_speculative_tokens": nodes, SECTION: {"tree": tree}}
     drafting_of(config)
     return Method(f"tree {shape}, at most {nodes} nodes", config)
 
