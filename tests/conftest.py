@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from vllm_eagle_plugin import record
+from vllm_eagle_plugin.demo.target import build_target as build_demo_target
 
 from .cases import SUBSET
 from .known_answer import Target, build_target
 from .known_answer.target import LAYERS, VOCAB, cycle
+
+#: A file of the damaged demo target that no target has.
+DAMAGED = "damaged"
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +38,19 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Target]:
 def target_for(targets: Callable[..., Target]) -> Callable[..., Target]:
     """The known-answer target that speaks what a head of this config can draft."""
     return lambda config, kind="llama", layers=LAYERS: targets(kind, SUBSET if config.reduced_vocab else None, layers)
+
+
+@pytest.fixture(scope="session")
+def demo_target(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The demo's chat model, built once for all processes of the suite, where a damaged one was."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own if worker_id == "master" else own.parent) / "demo-target"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            for name in ("model.safetensors", DAMAGED):
+                (folder / name).write_bytes(b"damaged")
+        return build_demo_target(folder)
 
 
 @pytest.fixture(autouse=True)

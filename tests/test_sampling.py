@@ -53,12 +53,12 @@ def assert_lossless(texts, target):
 
 
 CHAINS = [
-    ("feature", "greedy"),
+    pytest.param("feature", "greedy", marks=pytest.mark.extended),
     ("feature", "probabilistic"),
     pytest.param("projection", "probabilistic", marks=pytest.mark.extended),
     pytest.param("surgery", "probabilistic", marks=pytest.mark.extended),
     pytest.param("eagle-fc-bias", "greedy", marks=pytest.mark.extended),
-    ("eagle-fc-bias", "probabilistic"),
+    pytest.param("eagle-fc-bias", "probabilistic", marks=pytest.mark.extended),
     ("eagle3", "probabilistic"),
     ("stock", "greedy"),
     ("stock", "probabilistic"),

@@ -51,7 +51,8 @@ def test_preemption_prefix_caching_and_chunked_prefill(name, served):
 
 
 @pytest.mark.parametrize(
-    "name", ["feature-reduced", pytest.param("eagle-qkv-bias", marks=pytest.mark.extended), "eagle3-reduced"]
+    "name",
+    [*(pytest.param(n, marks=pytest.mark.extended) for n in ("feature-reduced", "eagle-qkv-bias")), "eagle3-reduced"],
 )
 def test_tensor_parallel(name, served):
     target, head = served(name)

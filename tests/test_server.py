@@ -94,7 +94,7 @@ def assert_adds_up(counted: Counters) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "feature",
+        pytest.param("feature", marks=pytest.mark.extended),
         pytest.param("surgery", marks=pytest.mark.extended),
         pytest.param("projection", marks=pytest.mark.extended),
         pytest.param("eagle-fc-bias", marks=pytest.mark.extended),

@@ -8,7 +8,6 @@ import pytest
 from vllm_eagle_plugin.conversion import convert
 
 from vllm_eagle_plugin.demo.run import shipped_head
-from vllm_eagle_plugin.demo.target import build_target
 
 from ..engine import engine
 from .drafting import tree_engine
@@ -28,12 +27,11 @@ OPTIONS = {"skip_tokenizer_init": False, "max_model_len": 512, "max_num_seqs": 8
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
+def served(demo_target, tmp_path_factory):
     """The demo's target, and its head as vLLM wants it."""
-    folder = tmp_path_factory.mktemp("demo")
-    target = build_target(folder / "target")
-    convert(shipped_head(), str(target), folder / "head", verify=False)
-    return target, folder / "head"
+    head = tmp_path_factory.mktemp("demo") / "head"
+    convert(shipped_head(), str(demo_target), head, verify=False)
+    return demo_target, head
 
 
 def kinds():
