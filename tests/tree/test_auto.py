@@ -62,7 +62,7 @@ def throughput(world: World, shape: Shape, steps: int, controller: GainControlle
                     truth[tuple(t for t, s in zip(drafted, seen.tolist(), strict=True) if s)] = distribution
                 growth.extend(head[None])
                 milliseconds += float(COSTS.level(beams.tokens.shape[1]))
-            budgets = chooser.budgets(growth, limits) if controller else [shape.nodes]
+            budgets = chooser.budgets(growth, limits).nodes if controller else [shape.nodes]
             (drawn,) = select(growth.candidates(), budgets, levels, keep_chain=controller is None)
             nodes, node, text = len(drawn.tree), 0, ()
             while text in truth:

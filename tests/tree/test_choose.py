@@ -8,13 +8,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_eagle_plugin.tree.choose import Chooser, Limits, best_size
+from vllm_eagle_plugin.tree.choose import Chooser, Limits, Pool, best_size
 from vllm_eagle_plugin.tree.config import Shape
 from vllm_eagle_plugin.tree.cost import CostModel
 from vllm_eagle_plugin.tree.grow import Growth, select
 
 CHEAP = CostModel({1: 10.0, 101: 11.0}, {1: 0.1, 100: 0.2}, {1: 0.1})
 DEAR = CostModel({1: 10.0, 101: 1010.0}, {1: 3.0, 100: 30.0}, {1: 3.0})
+
+
+def branching(ms: float) -> CostModel:
+    """Cheap, but for branches."""
+    costs = CostModel({1: 10.0, 101: 11.0}, {1: 0.1, 100: 0.2}, {1: 0.1})
+    costs.branch = ms
+    return costs
 
 
 def distribution(*probabilities: float) -> torch.Tensor:
@@ -33,14 +40,17 @@ def drafted(chooser: Chooser, heads: list[torch.Tensor], asked: Limits, shape: S
     growth.start(torch.stack(heads))
     while chooser.goes_on(growth, asked):
         growth.extend(torch.stack(heads)[:, None].expand(-1, growth.beams().tokens.shape[1], -1))
-    return growth, chooser.budgets(growth, asked)
+    return growth, chooser.budgets(growth, asked).nodes
 
 
 def test_a_size_by_hand():
     # 1 / 13, 1.9 / 23, 2.4 / 33, 2.5 / 43 tokens per millisecond.
-    assert best_size(np.array([0.9, 0.5, 0.1]), 1, 3.0, DEAR) == (1, pytest.approx(1.9 / 23))
-    assert best_size(np.array([0.9, 0.5, 0.1]), 1, 3.0, CHEAP)[0] == 3
-    assert best_size(np.array([]), 2, 0.0, DEAR) == (0, pytest.approx(2 / 20))
+    drafts = Pool(np.array([0.9, 0.5, 0.1]), np.array([False, True, False]))
+    assert best_size(drafts, 1, 3.0, DEAR) == (1, pytest.approx(1.9 / 23))
+    assert best_size(drafts, 1, 3.0, CHEAP)[0] == 3
+    assert best_size(Pool(np.array([]), np.array([], dtype=bool)), 2, 0.0, DEAR) == (0, pytest.approx(2 / 20))
+    # 1.9 / 13.01, 2.4 / (13.02 + 5) tokens per millisecond.
+    assert best_size(drafts, 1, 3.0, branching(5.0)) == (1, pytest.approx(1.9 / 13.01))
 
 
 @settings(max_examples=60, deadline=None)
@@ -58,7 +68,7 @@ def test_no_other_trees_of_the_candidates_are_expected_to_yield_more(seed: int, 
         (batch + sum(found[b, :n].sum() for b, n in enumerate(sizes))) / (2.0 + costs.verify(batch + sum(sizes)))
         for sizes in product(range(4), repeat=batch)
     ]
-    chosen = chooser.budgets(growth, asked)
+    chosen = chooser.budgets(growth, asked).nodes
     expected = batch + sum(found[b, :n].sum() for b, n in enumerate(chosen))
     assert expected / (2.0 + costs.verify(batch + sum(chosen))) == pytest.approx(max(rates), rel=1e-5)
     assert chooser.gain == pytest.approx(max(rates) / costs.plain(batch), rel=1e-5)
@@ -75,6 +85,18 @@ def test_a_sure_head_drafts_deep_and_narrow_a_vague_one_wide():
     assert select(growth.candidates(), [sure], keep_chain=False)[0].tree.parents[:4] == (0, 1, 2, 3)
     growth, (vague,) = drafted(Chooser(CHEAP), [distribution(0.3, 0.28, 0.26)], limits(1), SHAPE)
     assert select(growth.candidates(), [vague], keep_chain=False)[0].tree.parents[:3] == (0, 0, 0)
+
+
+def test_dear_branches_leave_the_chain():
+    """Which is deeper than what a tree would have been, and as deep as without branches."""
+    head = [distribution(0.6, 0.3)] * 2
+    _, cheap = drafted(Chooser(branching(0.01)), head, limits(2), SHAPE)
+    chooser = Chooser(branching(50.0))
+    growth, dear = drafted(chooser, head, limits(2), SHAPE)
+    assert min(cheap) > 4
+    assert dear == [4, 4]
+    assert growth.widths == [1, 1, 1]
+    assert chooser.budgets(growth, limits(2)).chains
 
 
 def test_a_worthless_head_drafts_one_level_and_verifies_nothing():

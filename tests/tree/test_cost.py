@@ -50,9 +50,23 @@ def test_an_outlier_hardly_matters():
     assert costs.verify(8) == pytest.approx(47 * 1.05)
 
 
+def test_tells_branches_from_a_slow_machine():
+    costs, rng = model(), np.random.default_rng(0)
+    for _ in range(600):
+        branches = int(rng.choice([0, 0, 3, 8, 12]))
+        rows = 1 + branches
+        costs.observe_step(rows, branches, (1.3 * float(model().verify(rows)) + 0.9 * branches) * rng.normal(1, 0.03))
+    assert costs.branch == pytest.approx(0.9, abs=0.2)
+    assert costs.verify(1) == pytest.approx(52, rel=0.05)
+    for _ in range(600):  # not drawn any more: they are forgotten, to be tried again
+        costs.observe_step(1, 0, 52.0)
+    assert costs.branch < 0.4
+
+
 def test_numbers_are_the_whole_model():
     costs = model()
     costs.level.observe(4, 7.0)
+    costs.observe_step(9, 4, 80.0)
     numbers = costs.numbers()
     assert all(isinstance(n, float) for n in numbers)
     again = CostModel.of(numbers)

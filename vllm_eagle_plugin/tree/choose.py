@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,14 +29,48 @@ class Limits:
     trials: Sequence[int] = ()
 
 
-def best_size(reached: Array, requests: int, spent: float, costs: CostModel) -> tuple[int, float]:
-    """How many of the likeliest drafts to verify, and the tokens per millisecond expected of that.
+class Pool(NamedTuple):
+    """Drafts to choose among."""
 
-    reached: probability that each draft of the batch is accepted, likeliest first. A step yields one token a
-    request besides. spent: milliseconds that drafting took.
+    #: [B, C] or, likeliest first, [n]: probability that each is accepted; -1: not to be drafted.
+    reached: Array
+    #: Alike, bool: whether it opens a branch, not being its parent's first continuation.
+    opens: NDArray[np.bool_]
+
+    def likeliest(self, nodes: Sequence[int]) -> Pool:
+        """[n] all drafts that requests may have, likeliest first."""
+        ranked = self.ranked(nodes)
+        order = np.argsort(-ranked.reached.ravel(), kind="stable")
+        order = order[ranked.reached.ravel()[order] > 0]
+        return Pool(ranked.reached.ravel()[order], ranked.opens.ravel()[order])
+
+    def ranked(self, nodes: Sequence[int]) -> Pool:
+        """[B, n] each request's likeliest drafts, as many as it may have, -1 for those it may not."""
+        order = np.argsort(-self.reached, axis=1, kind="stable")[:, : max(nodes)]
+        reached, opens = np.take_along_axis(self.reached, order, 1), np.take_along_axis(self.opens, order, 1)
+        reached[np.arange(reached.shape[1])[None] >= np.array(nodes)[:, None]] = -1
+        return Pool(reached, opens)
+
+    def beside(self, reached: Array, opens: NDArray[np.bool_]) -> Pool:
+        """These and more, [B, m] each."""
+        return Pool(np.concatenate([self.reached, reached], 1), np.concatenate([self.opens, opens], 1))
+
+
+class Chosen(NamedTuple):
+    """Nodes of each request [B], and whether these are to be chains."""
+
+    nodes: list[int]
+    chains: bool
+
+
+def best_size(pool: Pool, requests: int, spent: float, costs: CostModel) -> tuple[int, float]:
+    """How many of the likeliest drafts [n] to verify, and the tokens per millisecond expected of that.
+
+    A step yields one token a request besides. spent: milliseconds that drafting took.
     """
-    tokens = requests + np.concatenate([[0.0], np.cumsum(reached)])
-    rates = tokens / (spent + costs.verify(requests + np.arange(len(tokens))))
+    tokens = requests + np.concatenate([[0.0], np.cumsum(pool.reached)])
+    branches = np.concatenate([[0], np.cumsum(pool.opens)])
+    rates = tokens / (spent + costs.verify(requests + np.arange(len(tokens))) + costs.branch * branches)
     size = int(rates.argmax())
     return size, float(rates[size])
 
@@ -69,41 +104,61 @@ class Chooser:
         usual = self._typical.get(depth + 1, now)
         likely = min(now.shape[-1], usual.shape[-1])
         given = (now[:, :likely] + usual[..., :likely]) / 2
-        found, only = _reached(candidates, limits), np.array(limits.chains)
-        latest = np.maximum(found[:, candidates.depths[0].cpu().numpy() == depth], 0)
+        found, only = _pool(candidates, limits), np.array(limits.chains)
+        latest = np.maximum(found.reached[:, candidates.depths[0].cpu().numpy() == depth], 0)
         beams = np.concatenate([latest[:, :1], -np.sort(-latest[:, 1:], 1)], 1)[:, :widest]  # the chain's comes first
         beams[np.array(limits.levels) <= depth] = 0
         ahead = beams[:, :, None] * given[:, None, :]
         ahead[only, :, 1:] = 0
-        spent = self._spent(growth)
-        _, best = best_size(_likeliest(found, limits.nodes), batch, spent, self.costs)
+        opens = np.broadcast_to(np.arange(likely) > 0, ahead.shape)
+        spent, chains = self._spent(growth), self._chains(candidates, found)
+        _, best = self._better(found, chains, limits, batch, spent)
         goes_on = False
         for k in sorted({1, 2, widest // 2, widest} - {0}):
             if k > widest:
                 continue
-            pool = _likeliest(np.concatenate([found, ahead[:, :k].reshape(batch, -1)], 1), limits.nodes)
-            _, rate = best_size(pool, batch, spent + float(self.costs.level(batch * k)), self.costs)
+            trees = found.beside(ahead[:, :k].reshape(batch, -1), opens[:, :k].reshape(batch, -1))
+            longer = chains.beside(ahead[:, 0, :1], opens[:, 0, :1]) if chains and k == 1 else None
+            level = float(self.costs.level(batch * k))
+            _, rate = self._better(trees, longer, limits, batch, spent + level)
             if rate > best:
                 best, goes_on, growth.narrow = rate, True, k
         return goes_on
 
-    def budgets(self, growth: Growth, limits: Limits) -> list[int]:
-        """Nodes of each request [B]: together those that are expected to pay, likeliest first; maybe none."""
+    def budgets(self, growth: Growth, limits: Limits) -> Chosen:
+        """Nodes of each request: together those that are expected to pay, likeliest first; maybe none."""
         candidates = growth.candidates()
         self._remember(candidates, growth.depth)
-        reached = _reached(candidates, limits)
-        pool = _likeliest(reached, limits.nodes)
-        size, rate = best_size(pool, growth.batch, self._spent(growth), self.costs)
+        found = _pool(candidates, limits)
+        pool, rate = self._better(found, self._chains(candidates, found), limits, growth.batch, self._spent(growth))
         self.gain = rate / self.costs.plain(growth.batch)
+        size, _ = best_size(pool.likeliest(limits.nodes), growth.batch, self._spent(growth), self.costs)
         # Of equally likely ones those of earlier requests are taken, so that exactly `size` are.
-        ranked = _ranked(reached, limits.nodes)
+        ranked = pool.ranked(limits.nodes).reached
         owners = np.repeat(np.arange(growth.batch), ranked.shape[1])
         taken = owners[np.argsort(-ranked.ravel(), kind="stable")[:size]]
         chosen = np.bincount(taken, minlength=growth.batch).tolist()
-        if not limits.trials:
-            return chosen
-        there = (reached >= 0).sum(1).tolist()
-        return [max(n, min(t, a)) for n, t, a in zip(chosen, limits.trials, there, strict=True)]
+        if limits.trials:
+            there = (pool.reached >= 0).sum(1).tolist()
+            chosen = [max(n, min(t, a)) for n, t, a in zip(chosen, limits.trials, there, strict=True)]
+        return Chosen(chosen, pool is not found)
+
+    def _chains(self, candidates: Candidates, found: Pool) -> Pool | None:
+        """The chain of each request; None while branches cost nothing: then it is never better than the tree."""
+        if not self.costs.branch:
+            return None
+        return Pool(np.where(candidates.on_chain.cpu().numpy(), found.reached, -1), found.opens)
+
+    def _better(
+        self, trees: Pool, chains: Pool | None, limits: Limits, requests: int, spent: float
+    ) -> tuple[Pool, float]:
+        """Which of the two is expected to yield more tokens per millisecond, and how many."""
+        rated = [
+            (pool, best_size(pool.likeliest(limits.nodes), requests, spent, self.costs)[1])
+            for pool in (trees, chains)
+            if pool is not None
+        ]
+        return max(rated, key=lambda r: r[1])
 
     def _spent(self, growth: Growth) -> float:
         rows = growth.batch * np.array(growth.widths, dtype=np.float64)
@@ -122,10 +177,14 @@ class Chooser:
             beyond += self.FORGETTING * (found - beyond)
 
 
-def _reached(candidates: Candidates, limits: Limits) -> Array:
-    """[B, C] probability that each candidate is accepted; -1: not to be drafted."""
+def _pool(candidates: Candidates, limits: Limits) -> Pool:
+    """[B, C] the candidates that may be drafted."""
     scores = drawable(candidates, limits.levels, limits.chains)
-    return torch.where(scores.isfinite(), scores.exp(), -1).cpu().double().numpy()
+    reached = torch.where(scores.isfinite(), scores.exp(), -1).cpu().double().numpy()
+    # The continuations of a beam stand together, the first one first.
+    parents, opens = candidates.parents.cpu().numpy(), np.zeros(reached.shape, dtype=bool)
+    opens[:, 1:] = parents[:, 1:] == parents[:, :-1]
+    return Pool(reached, opens)
 
 
 def _follow(candidates: Candidates, depth: int) -> Array:
@@ -140,17 +199,3 @@ def _follow(candidates: Candidates, depth: int) -> Array:
     beams = len(set(parents[0].tolist()))
     below, above = (a.reshape(len(a), beams, -1) for a in (reached[:, at], above))
     return np.asarray(below.sum(1) / np.maximum(above.sum(1), 1e-9))
-
-
-def _ranked(reached: Array, nodes: Sequence[int]) -> Array:
-    """[B, n] each request's likeliest drafts, as many as it may have, -1 for those it may not."""
-    most = max(nodes)
-    ranked = -np.sort(-reached, axis=1)[:, :most]
-    ranked[np.arange(ranked.shape[1])[None] >= np.array(nodes)[:, None]] = -1
-    return ranked
-
-
-def _likeliest(reached: Array, nodes: Sequence[int]) -> Array:
-    """Probabilities of all drafts that requests may have, likeliest first."""
-    flat = _ranked(reached, nodes).ravel()
-    return -np.sort(-flat[flat > 0])

@@ -11,6 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 
 #: Weight of one observed step in a correction, and how far one observation may be from it to count in full.
 RATE, OUTLIER = 0.05, 2.0
+#: How far the whole of a step, as a share of it, and each branch, as a share of a step of one row, are thought to be
+#: off: it decides which of the two a step that took longer than expected is put down to.
+SPREAD, BRANCH_SPREAD = 0.1, 0.02
+#: What a step without branches takes off their cost: it would never be found out that they have become cheap.
+FORGETTING = 0.002
 
 
 def measure(run: Callable[[int], None], rows: Sequence[int], repeats: int = 5) -> dict[int, float]:
@@ -82,6 +87,9 @@ class CostModel:
         self.level = Curve(level)
         self.first = Curve(first)
         self.idle = Curve(idle or {1: 0.0})
+        #: What each branch of a tree, a node that is not its parent's first child, costs beside its row: its path
+        #: is attended to apart, and moved if accepted. Nothing is known of it at first.
+        self.branch = 0.0
 
     @property
     def _curves(self) -> tuple[Curve, ...]:
@@ -91,14 +99,30 @@ class CostModel:
         """Tokens per millisecond of a step that verifies no drafts."""
         return requests / float(self.verify(requests) + self.idle(requests))
 
+    def observe_step(self, rows: int, branches: int, ms: float) -> None:
+        """Learn from what verifying took, drafting left out: how long it takes as a whole, and each branch."""
+        whole = float(self.verify(rows))
+        expected = whole + branches * self.branch
+        if not branches:
+            self.branch *= 1 - FORGETTING
+            self.verify.observe(rows, ms)
+            return
+        error = min(max(ms, expected / OUTLIER), expected * OUTLIER) - expected
+        spread, own = (SPREAD * whole) ** 2, (BRANCH_SPREAD * float(self.verify(1)) * branches) ** 2
+        self.verify.observe(rows, whole + error * spread / (spread + own))
+        self.branch = max(0.0, self.branch + RATE * error * own / (spread + own) / branches)
+
     def numbers(self) -> list[float]:
         """Everything as plain numbers, so that ranks which must decide alike can be told rank 0's."""
-        return [n for c in self._curves for n in (float(len(c.rows)), c.correction, *c.rows.tolist(), *c.ms.tolist())]
+        return [self.branch] + [
+            n for c in self._curves for n in (float(len(c.rows)), c.correction, *c.rows.tolist(), *c.ms.tolist())
+        ]
 
     @classmethod
     def of(cls, numbers: Iterable[float]) -> CostModel:
         """What `numbers` were taken from."""
-        left, curves = list(numbers), []
+        branch, *left = numbers
+        curves = []
         while left:
             n, correction = int(left[0]), left[1]
             rows, ms = left[2 : 2 + n], left[2 + n : 2 + 2 * n]
@@ -106,4 +130,5 @@ class CostModel:
             del left[: 2 + 2 * n]
         model = cls.__new__(cls)
         model.verify, model.level, model.first, model.idle = curves
+        model.branch = branch
         return model

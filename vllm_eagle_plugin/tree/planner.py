@@ -9,7 +9,7 @@ from ..adaptive import Controller, controller
 from .calibration import Calibration
 from .choose import Chooser, Limits
 from .config import Drafting, Shape
-from .cost import CostModel
+from .cost import CostModel, Curve
 from .grow import Drawn, Growth, Scorer, select
 from .metrics import Metrics
 from .requests import FREE, NONE, Allowance, allowance
@@ -96,9 +96,12 @@ class Planner:
 
     def choose(self, growth: Growth, plan: Plan, requests: list[str]) -> list[Tree]:
         """The tree of each request."""
-        budgets = self.chooser.budgets(growth, plan) if self.chooser else plan.nodes
+        budgets, chains = plan.nodes, plan.chains
+        if self.chooser:
+            chosen = self.chooser.budgets(growth, plan)
+            budgets, chains = chosen.nodes, [chosen.chains or chain for chain in plan.chains]
         # Where nodes are chosen by what they are worth, the head's chain has to earn its place too.
-        drawn = select(growth.candidates(), budgets, plan.levels, plan.chains, keep_chain=self.chooser is None)
+        drawn = select(growth.candidates(), budgets, plan.levels, chains, keep_chain=self.chooser is None)
         for request, each in zip(requests, drawn, strict=True):
             self._requests.setdefault(request, _Request()).drawn = each
         return [each.tree for each in drawn]
@@ -126,11 +129,13 @@ class Planner:
 
     def report(self) -> dict[str, Any]:
         """Counters since the start, the costs decided by and, with a controller, the lengths it chose."""
+        curves = {name: curve for name, curve in vars(self.costs).items() if isinstance(curve, Curve)}
         return {
             **self.metrics.report(),
             "shape": vars(self.shape),
             "costs": {
-                name: [curve.rows.tolist(), curve(curve.rows).tolist()] for name, curve in vars(self.costs).items()
+                **{name: [curve.rows.tolist(), curve(curve.rows).tolist()] for name, curve in curves.items()},
+                "branch": self.costs.branch,
             },
             "controller": self.controller.state() if self.controller else None,
         }

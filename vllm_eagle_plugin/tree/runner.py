@@ -25,7 +25,7 @@ from . import WORKER, observe
 from .attention import MaskedRows, attach
 from .backend import backend
 from .config import Drafting, example, parse_drafting
-from .cost import Curve
+from .cost import CostModel, Curve
 from .requests import draws_plainly
 from .room import with_room
 from .tree import Tree
@@ -55,15 +55,25 @@ class Clock:
     """Times the parts of steps, for costs to follow. Stands still where ranks must decide alike."""
 
     def __init__(self, runs: bool) -> None:
-        self._runs, self._started = runs, 0.0
+        self._runs, self._started, self._step_started, self._drafted = runs, 0.0, 0.0, 0.0
+
+    def start_step(self) -> None:
+        self._step_started, self._drafted = perf_counter(), 0.0
 
     def start(self) -> None:
         self._started = perf_counter()
 
     def observe(self, curve: Curve, rows: int) -> None:
-        """Tell `curve` how long `rows` rows took since the start."""
+        """Tell `curve` how long drafting from `rows` rows took since the start."""
+        ms = (perf_counter() - self._started) * 1e3
+        self._drafted += ms
         if self._runs:
-            curve.observe(rows, (perf_counter() - self._started) * 1e3)
+            curve.observe(rows, ms)
+
+    def observe_step(self, costs: CostModel, rows: int, branches: int) -> None:
+        """Tell `costs` how long all else of the step took that verified this."""
+        if self._runs:
+            costs.observe_step(rows, branches, (perf_counter() - self._step_started) * 1e3 - self._drafted)
 
 
 class TreeRunner(Base):
@@ -138,13 +148,18 @@ class TreeRunner(Base):
         return metadata, common
 
     def execute_model(self, *args: Any, **kwargs: Any) -> Any:
-        self.clock.start()
+        self.clock.start_step()
         return super().execute_model(*args, **kwargs)
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         self._state = self.execute_model_state
+        branches = sum(s.tree.branches for s in self._scheduled)
+        rows = self.input_batch.num_reqs + sum(len(s.tree) for s in self._scheduled)
+        decodes = self._state is not None and self._only_decodes()
         try:
             output = super().sample_tokens(grammar_output)
+            if decodes:
+                self.clock.observe_step(self.drafter.planner.costs, rows, branches)
         finally:
             self._state, self._scheduled = None, []
         if torch.is_tensor(self._draft_token_ids):  # too close to the longest length to draft: vLLM's zeros
@@ -159,8 +174,6 @@ class TreeRunner(Base):
         if observe.observers:
             observe.verified(requests, trees, logits)
         walked = walk(self.sampler, logits, metadata, trees, greedy=self._takes_argmax(metadata))
-        if self._only_decodes():
-            self.clock.observe(self.drafter.planner.costs.verify, len(logits))
         for index, request in enumerate(requests):
             if not self.discard_request_mask.np[index]:
                 self.drafter.planner.verified(request, trees[index], walked.paths[index])

@@ -44,6 +44,11 @@ class Tree:
     def is_chain(self) -> bool:
         return self.parents == tuple(range(len(self.parents)))
 
+    @property
+    def branches(self) -> int:
+        """Nodes that are not their parent's first child: leaves beside the first."""
+        return len(self) - len(set(self.parents))
+
     @cached_property
     def depths(self) -> np.ndarray:
         """[n + 1] edges between the root and each node."""
