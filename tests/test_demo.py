@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 from rich.console import Console
+from vllm_eagle_plugin.conversion import convert
 
 from vllm_eagle_plugin.demo.picture import Step, draw, split_steps
 from vllm_eagle_plugin.demo.run import shipped_head
@@ -49,6 +50,15 @@ def test_pictures_are_drawn(demo_target, tmp_path):
     assert "http" not in picture.replace("http://www.w3.org", "")
 
 
-def test_the_shipped_head_is_there():
-    assert {"config.json", "model.safetensors"} <= {file.name for file in shipped_head().iterdir()}
-    assert sum(file.stat().st_size for file in shipped_head().iterdir()) < 20e6
+def test_shipped_heads_fit_the_target(demo_target, tmp_path):
+    """In their producers' layouts, converted without being told anything, and small enough to ship."""
+    kinds = {
+        "eagle3": "LlamaForCausalLM",  # stock vLLM's own
+        "eagle1": "EagleTransformerForCausalLM",
+        "feature": "EagleAttentionFreeForCausalLM",
+    }
+    folders = {name: shipped_head().parent / name for name in kinds}
+    assert sum(file.stat().st_size for folder in folders.values() for file in folder.iterdir()) < 45e6
+    for name, folder in folders.items():
+        done = convert(folder, str(demo_target), tmp_path / name, verify=False)
+        assert done.layout.config["architectures"] == [kinds[name]]
