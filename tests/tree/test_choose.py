@@ -84,7 +84,7 @@ def test_a_sure_head_drafts_deep_and_narrow_a_vague_one_wide():
     assert growth.depth == 4
     assert select(growth.candidates(), [sure], keep_chain=False)[0].tree.parents[:4] == (0, 1, 2, 3)
     growth, (vague,) = drafted(Chooser(CHEAP), [distribution(0.3, 0.28, 0.26)], limits(1), SHAPE)
-    assert select(growth.candidates(), [vague], keep_chain=False)[0].tree.parents[:3] == (0, 0, 0)
+    assert select(growth.candidates(), [vague], keep_chain=False)[0].tree.parents.count(0) == 3
 
 
 def test_dear_branches_leave_the_chain():

@@ -37,6 +37,8 @@ CASES = {
 }
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
 TREE = Tree(tuple(range(16)), (0, 0, 1, 1, 2, 3, 3, 5, 0, 6, 8, 8, 4, 11, 12, 1))
+#: Its rows are computed as they stand: none are picked or put back.
+DEPTH_FIRST = Tree(tuple(range(7)), (0, 1, 2, 1, 0, 5, 0))
 CONTEXTS = (0, 1, 100, 120, 127, 128, 300)
 
 
@@ -116,7 +118,7 @@ def test_tree_rows_see_the_context_and_their_ancestors(name: str, room: int) -> 
     """Without room behind the caches, with too little for all branches at once, and with enough."""
     case = replace(CASES[name], room=room, between=5)
     for context in CONTEXTS:
-        for tree in (TREE, random_tree(5), random_tree(40)):
+        for tree in (TREE, DEPTH_FIRST, random_tree(5), random_tree(40)):
             request, described = single(case, context, tree)
             rows = masked(tree, context)
             attach(described, [rows], whole_batch=True)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from vllm_eagle_plugin.tree.config import Shape
 from vllm_eagle_plugin.tree.grow import Drawn, Growth, extent, select
 from vllm_eagle_plugin.tree.topk import CHUNK, best
+from vllm_eagle_plugin.tree.tree import Tree
 
 
 class Language:
@@ -59,6 +60,11 @@ def paths(drawn: Drawn) -> list[tuple[int, ...]]:
     return found[1:]
 
 
+def tree_above(tree: Tree, node: int) -> set[int]:
+    """What a node continues."""
+    return set(np.flatnonzero(tree.ancestors[node]).tolist())
+
+
 def log(*probabilities: float) -> torch.Tensor:
     return torch.tensor(probabilities).log()
 
@@ -82,11 +88,11 @@ def test_a_dynamic_tree_by_hand():
     torch.testing.assert_close(found.scores.exp()[0, [0, 1, 2, 4]], torch.tensor([0.5, 0.4, 0.15, 0.36]))
     # By score alone 0.36 stands third; the chain's second node, 0.15, takes the place of the worst other.
     assert paths(select(found, [3], keep_chain=False)[0]) == [(1,), (2,), (2, 0)]
-    assert paths(select(found, [3])[0]) == [(1,), (2,), (1, 0)]
+    assert paths(select(found, [3])[0]) == [(1,), (1, 0), (2,)]
     assert paths(select(found, [1])[0]) == [(1,)]
-    assert select(found, [4])[0].tree.parents == (0, 0, 2, 1)
-    np.testing.assert_allclose(select(found, [4])[0].claims, [0.5, 0.4, 0.9, 0.3], rtol=1e-5)
-    np.testing.assert_allclose(select(found, [4])[0].reached, [0.5, 0.4, 0.36, 0.15], rtol=1e-5)
+    assert select(found, [4])[0].tree.parents == (0, 1, 0, 3)
+    np.testing.assert_allclose(select(found, [4])[0].claims, [0.5, 0.3, 0.4, 0.9], rtol=1e-5)
+    np.testing.assert_allclose(select(found, [4])[0].reached, [0.5, 0.15, 0.4, 0.36], rtol=1e-5)
 
 
 def test_a_static_tree_has_its_branches():
@@ -198,8 +204,14 @@ def test_every_tree(shape: Shape, batch: int, vocabulary: int, seed: int, sharpn
             along = [language(b, path[:i])[path[i]].item() for i in range(len(path))]
             assert np.isclose(np.log(claim), along[-1], atol=1e-4)
             assert np.isclose(np.log(reached), sum(along), atol=1e-4)
-        # Best first: each cut-off prefix is a tree too.
-        assert list(drawn.reached) == sorted(drawn.reached, reverse=True)
+        # Depth first, better children first; each cut-off prefix is a tree too.
+        likely = [*map(float, (1, *drawn.reached))]
+        children: dict[int, list[int]] = {}
+        for node, parent in enumerate(tree.parents, 1):
+            assert parent == node - 1 or parent in tree_above(tree, node - 1)
+            children.setdefault(parent, []).append(node)
+        for nodes in children.values():
+            assert [likely[n] for n in nodes] == sorted((likely[n] for n in nodes), reverse=True)
         for n in range(len(tree)):
             assert tree.first(n).parents == tree.parents[:n]
 

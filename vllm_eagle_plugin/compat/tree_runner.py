@@ -7,8 +7,8 @@ from typing import Any
 
 from .problems import unsuited
 
-#: What the tree runner overrides of vLLM's V1 runner (with the parameters it hands on by name or place), and
-#: what it reads of a runner that has been made.
+#: What the tree runner overrides and calls of vLLM's V1 runner (with the parameters it hands on by name or place),
+#: and what it reads of a runner that has been made.
 RUNNER_METHODS = {
     "_prepare_inputs": ("scheduler_output", "num_scheduled_tokens"),
     "_build_attention_metadata": (),
@@ -18,6 +18,7 @@ RUNNER_METHODS = {
     "initialize_kv_cache": ("kv_cache_config",),
     "_input_fits_in_drafter": ("common_attn_metadata",),
     "_update_states": ("scheduler_output",),
+    "_dummy_run": ("num_tokens", "cudagraph_runtime_mode", "force_attention", "uniform_decode"),
 }
 RUNNER_ATTRIBUTES = (
     "_draft_token_ids",

@@ -75,6 +75,14 @@ def best_size(pool: Pool, requests: int, spent: float, costs: CostModel) -> tupl
     return size, float(rates[size])
 
 
+class Best(NamedTuple):
+    """A pool, how many of its likeliest drafts to verify, and the tokens per millisecond expected of that."""
+
+    pool: Pool
+    size: int
+    rate: float
+
+
 class Chooser:
     """Chooses for a batch whose candidates are scored by the probability that they are accepted."""
 
@@ -112,7 +120,7 @@ class Chooser:
         ahead[only, :, 1:] = 0
         opens = np.broadcast_to(np.arange(likely) > 0, ahead.shape)
         spent, chains = self._spent(growth), self._chains(candidates, found)
-        _, best = self._better(found, chains, limits, batch, spent)
+        best = self._better(found, chains, limits, batch, spent).rate
         goes_on = False
         for k in sorted({1, 2, widest // 2, widest} - {0}):
             if k > widest:
@@ -120,7 +128,7 @@ class Chooser:
             trees = found.beside(ahead[:, :k].reshape(batch, -1), opens[:, :k].reshape(batch, -1))
             longer = chains.beside(ahead[:, 0, :1], opens[:, 0, :1]) if chains and k == 1 else None
             level = float(self.costs.level(batch * k))
-            _, rate = self._better(trees, longer, limits, batch, spent + level)
+            rate = self._better(trees, longer, limits, batch, spent + level).rate
             if rate > best:
                 best, goes_on, growth.narrow = rate, True, k
         return goes_on
@@ -130,9 +138,9 @@ class Chooser:
         candidates = growth.candidates()
         self._remember(candidates, growth.depth)
         found = _pool(candidates, limits)
-        pool, rate = self._better(found, self._chains(candidates, found), limits, growth.batch, self._spent(growth))
+        chains = self._chains(candidates, found)
+        pool, size, rate = self._better(found, chains, limits, growth.batch, self._spent(growth))
         self.gain = rate / self.costs.plain(growth.batch)
-        size, _ = best_size(pool.likeliest(limits.nodes), growth.batch, self._spent(growth), self.costs)
         # Of equally likely ones those of earlier requests are taken, so that exactly `size` are.
         ranked = pool.ranked(limits.nodes).reached
         owners = np.repeat(np.arange(growth.batch), ranked.shape[1])
@@ -149,16 +157,14 @@ class Chooser:
             return None
         return Pool(np.where(candidates.on_chain.cpu().numpy(), found.reached, -1), found.opens)
 
-    def _better(
-        self, trees: Pool, chains: Pool | None, limits: Limits, requests: int, spent: float
-    ) -> tuple[Pool, float]:
-        """Which of the two is expected to yield more tokens per millisecond, and how many."""
+    def _better(self, trees: Pool, chains: Pool | None, limits: Limits, requests: int, spent: float) -> Best:
+        """That of the two which is expected to yield more tokens per millisecond."""
         rated = [
-            (pool, best_size(pool.likeliest(limits.nodes), requests, spent, self.costs)[1])
+            Best(pool, *best_size(pool.likeliest(limits.nodes), requests, spent, self.costs))
             for pool in (trees, chains)
             if pool is not None
         ]
-        return max(rated, key=lambda r: r[1])
+        return max(rated, key=lambda best: best.rate)
 
     def _spent(self, growth: Growth) -> float:
         rows = growth.batch * np.array(growth.widths, dtype=np.float64)

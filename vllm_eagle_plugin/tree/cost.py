@@ -19,17 +19,19 @@ FORGETTING = 0.002
 
 
 def measure(run: Callable[[int], None], rows: Sequence[int], repeats: int = 5) -> dict[int, float]:
-    """Median milliseconds of `run(n)` for each n of `rows`. `run` returns when its work is done, not just queued."""
-    found = {}
+    """Median milliseconds of `run(n)` for each n of `rows`. `run` returns when its work is done, not just queued.
+
+    In turns: a machine that slows down meanwhile slows all of them.
+    """
     for n in rows:
         run(n)  # whatever is compiled or allocated for this size
-        times = []
-        for _ in range(repeats):
+    times: dict[int, list[float]] = {n: [] for n in rows}
+    for _ in range(repeats):
+        for n in rows:
             start = perf_counter()
             run(n)
-            times.append((perf_counter() - start) * 1e3)
-        found[n] = median(times)
-    return found
+            times[n].append((perf_counter() - start) * 1e3)
+    return {n: median(found) for n, found in times.items()}
 
 
 class Curve:
@@ -88,7 +90,7 @@ class CostModel:
         self.first = Curve(first)
         self.idle = Curve(idle or {1: 0.0})
         #: What each branch of a tree, a node that is not its parent's first child, costs beside its row: its path
-        #: is attended to apart, and moved if accepted. Nothing is known of it at first.
+        #: is attended to apart, and moved if accepted.
         self.branch = 0.0
 
     @property

@@ -69,6 +69,8 @@ class Work:
     #: Calls, their metadata, and where in the cache and in the branches' blocks the elements stand that are copied;
     #: None where all are of keys and values that this pass computed.
     trees: tuple[tuple[Call, CPUAttentionMetadata, tuple[Tensor, Tensor] | None], ...]
+    #: There is one call, of all the pass's rows in their order: none need to be picked.
+    in_order: bool
 
 
 class TreeCPUAttentionImpl(CPUAttentionBackendImpl):
@@ -112,6 +114,8 @@ class TreeCPUAttentionImpl(CPUAttentionBackendImpl):
                     keys, values = key.index_select(0, call.keys), value.index_select(0, call.keys)
                     self.do_kv_cache_update(layer, keys, values, room.own, call.destination)
                 metadata.block_table = torch.add(call.block_table, call.owned, alpha=room.first)
+            if work.in_order:
+                return super().forward(layer, query, key, value, cache, metadata, output, *args, **kwargs)
             rows = query.index_select(0, call.rows)
             computed = torch.empty_like(rows)
             super().forward(layer, rows, key, value, cache, metadata, computed, *args, **kwargs)
@@ -155,13 +159,16 @@ class TreeCPUAttentionImpl(CPUAttentionBackendImpl):
                 moved = source.flatten(), destination.flatten()
             trees.append((call, self._metadata(layer, query, metadata, call), moved))
         # Rows before a tree's, of the same request or another, are none of the masked ones.
-        everything = masked.whole_batch and sum(map(len, masked.rows)) == metadata.num_actual_tokens
+        count = metadata.num_actual_tokens
+        everything = masked.whole_batch and sum(map(len, masked.rows)) == count
+        in_order = everything and len(trees) == 1 and torch.equal(trees[0][0].rows, torch.arange(count))
         return Work(
             others=None if everything else self._others(layer, query, metadata, masked),
             owns=needed > 0,
             scratch=scratch,
             copied=copied,
             trees=tuple(trees),
+            in_order=in_order,
         )
 
     def _metadata(self, layer: Any, query: Tensor, metadata: CPUAttentionMetadata, call: Call) -> CPUAttentionMetadata:

@@ -52,6 +52,7 @@ class TreeDrafting(Base):
         clock.start()
         root = self.root(plan.depth > 0, **inputs)
         if root is None:
+            clock.observe(None, len(batch.req_ids))
             return [[] for _ in batch.req_ids]
         growth = Growth(planner.shape, len(batch.req_ids), plan.depth, planner.scorer(batch.req_ids))
         growth.start(root.logits.float().log_softmax(-1))

@@ -206,10 +206,11 @@ def select(
     chains: Sequence[bool] | None = None,
     keep_chain: bool = True,
 ) -> list[Drawn]:
-    """The tree of each request: its `budgets[b]` best candidates, best first, of those `drawable`.
+    """The tree of each request: its `budgets[b]` best candidates of those `drawable`.
 
-    Best first makes every cut-off prefix the best tree of its size. `keep_chain` puts the greedy chain in, as far
-    as it is scored and if it fits as a whole, so that no tree drafts less than the chain it replaces.
+    `keep_chain` puts the greedy chain in, as far as it is scored and if it fits as a whole, so that no tree drafts
+    less than the chain it replaces. Nodes stand depth first, better children first: the greedy chain at the front,
+    where accepting it moves no keys, and the rows of each branch together.
     """
     # Stable: of equal scores the earlier candidate first, and parents stand before their children.
     ranked = drawable(candidates, levels, chains).sort(dim=-1, descending=True, stable=True)
@@ -229,6 +230,7 @@ def select(
     drawn = []
     for budget, order, usable, chain, tokens, parents, claimed, reached in columns:
         kept = _kept(budget, usable, chain if keep_chain else [])
+        kept = _depth_first(kept, order, parents)
         node = {-1: 0, **{order[i]: n for n, i in enumerate(kept, 1)}}
         tree = Tree(tuple(tokens[i] for i in kept), tuple(node[parents[i]] for i in kept))
         drawn.append(Drawn(tree, tuple(claimed[i] for i in kept), tuple(reached[i] for i in kept)))
@@ -245,3 +247,16 @@ def _kept(budget: int, usable: int, chain: list[bool]) -> list[int]:
     others = [i for i in kept if not chain[i]]
     gone = set(others[len(others) - len(missing) :])
     return [i for i in kept if i not in gone] + missing
+
+
+def _depth_first(ranks: list[int], order: list[int], parents: list[int]) -> list[int]:
+    """These ranks, each followed by all below it; order and parents: the candidate and its parent at each rank."""
+    children: dict[int, list[int]] = {}
+    for rank in ranks:
+        children.setdefault(parents[rank], []).append(rank)
+    found: list[int] = []
+    left = children.get(-1, [])[::-1]
+    while left:
+        found.append(left.pop())
+        left += children.get(order[found[-1]], [])[::-1]
+    return found

@@ -10,9 +10,12 @@ from vllm.distributed.parallel_state import get_tp_group
 from vllm.forward_context import set_forward_context
 
 from .cost import CostModel, measure
+from .tree import Tree
 
 #: The most rows measured; beyond, costs are taken to go on growing as they did.
 MOST = 128
+#: Tokens of context that a branch's cost is measured behind.
+CONTEXT = 200
 
 
 @torch.inference_mode()
@@ -45,8 +48,28 @@ def measured_costs(runner: Any) -> CostModel:
     few = [n for n in sizes if n <= MOST // 2]
     drafting = measure(level, few, repeats=3)
     costs = CostModel(measure(verify, sizes, repeats=3), drafting, drafting)
+    costs.branch = _branch(runner)
     group = get_tp_group()
     return CostModel.of(group.broadcast_object(costs.numbers(), src=0)) if group.world_size > 1 else costs
+
+
+def _branch(runner: Any) -> float:
+    """Milliseconds that each branch of a tree adds to verifying a chain of as many nodes; 0 if nobody asks."""
+    planner = runner.drafter.planner
+    nodes = min(planner.shape.nodes, runner.max_num_tokens - 1) if planner.chooser else 0
+    stem = -(-nodes // 2)
+    branches = nodes - stem
+    tokens = tuple(range(nodes))
+    tree, chain = Tree(tokens, (*range(stem), *range(branches))), Tree.chain(tokens)
+    context = min(CONTEXT, runner.max_model_len - nodes - 1)
+    if not branches or context < 0:
+        return 0.0
+
+    def run(which: int) -> None:
+        runner.run_without_request((chain, tree)[which], context)
+
+    times = measure(run, (0, 1))
+    return max(0.0, times[1] - times[0]) / branches
 
 
 def _context(runner: Any, rows: int) -> Any:

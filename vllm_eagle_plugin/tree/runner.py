@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from vllm.config import get_layers_from_vllm_config
+from vllm.config import CUDAGraphMode, get_layers_from_vllm_config
 from vllm.model_executor.layers.attention import Attention
 from vllm.v1.sample.logits_processor import BUILTIN_LOGITS_PROCESSORS, LogitsProcessors
 
@@ -63,11 +63,11 @@ class Clock:
     def start(self) -> None:
         self._started = perf_counter()
 
-    def observe(self, curve: Curve, rows: int) -> None:
-        """Tell `curve` how long drafting from `rows` rows took since the start."""
+    def observe(self, curve: Curve | None, rows: int) -> None:
+        """What went by since the start was drafting, from `rows` rows; tell `curve`, if there is one for it."""
         ms = (perf_counter() - self._started) * 1e3
         self._drafted += ms
-        if self._runs:
+        if self._runs and curve:
             curve.observe(rows, ms)
 
     def observe_step(self, costs: CostModel, rows: int, branches: int) -> None:
@@ -143,9 +143,22 @@ class TreeRunner(Base):
             if not s.tree.is_chain
         ]
         if rows:
+            whole = len(rows) >= self.input_batch.num_reqs  # none are in it while costs are measured
             for group in {id(m): m for m in metadata.values()}.values():
-                attach(group, rows, whole_batch=len(rows) == self.input_batch.num_reqs)
+                attach(group, rows, whole_batch=whole)
         return metadata, common
+
+    def run_without_request(self, tree: Tree, context: int) -> None:
+        """The forward pass that verifies a tree behind a context of nothing in particular; to measure what it costs.
+
+        The drafter runs too, as it does in all of vLLM's dummy runs. Nothing is written to the KV cache.
+        """
+        self._scheduled = [ScheduledTree(0, 0, context, tree)]
+        rows = len(tree) + 1
+        try:
+            self._dummy_run(rows, CUDAGraphMode.NONE, True, True, profile_seq_lens=context + rows)
+        finally:
+            self._scheduled = []
 
     def execute_model(self, *args: Any, **kwargs: Any) -> Any:
         self.clock.start_step()
