@@ -9,6 +9,8 @@ import psutil
 from scipy.stats import theilslopes
 
 MIB = 2**20
+#: Shorter times than this show allocators, not leaks, and are not judged.
+JUDGED_MINUTES = 10.0
 
 
 def resident_mib() -> float:
@@ -37,3 +39,13 @@ class Growth:
             return None
         slope, _, low, high = theilslopes([mib for _, mib in kept], [minute for minute, _ in kept])
         return cls(float(slope), float(low), float(high), kept[-1][0] - kept[0][0])
+
+    def __str__(self) -> str:
+        return f"{self.mib_per_minute:+.2f} MiB/min (95% {self.low:+.2f} to {self.high:+.2f})"
+
+
+def leaks(found: Growth | None, control: Growth | None, most: float) -> bool | None:
+    """Whether memory grew by more than `most` MiB a minute, beyond what a control grew; None if not judged."""
+    if found is None or found.minutes < JUDGED_MINUTES:
+        return None
+    return found.mib_per_minute - (max(0.0, control.mib_per_minute) if control else 0.0) > most

@@ -5,7 +5,9 @@
 A `vllm serve` without speculation answers everything once. Then one with trees is asked the same for as long as
 was wanted, by clients of whom some hang up: prompts and answers of random lengths, greedy and sampled, with
 penalties, truncation, seeds, log-probabilities, and one client that wants JSON by a schema. In fp32, so that
-greedy answers must be the same. Exit code 1 on an error, a difference that rounding does not explain, or a leak.
+greedy answers must be the same. vLLM's own memory grows under such a load; with `--control` the server without
+speculation is asked for as long in the same way, and only what grows beyond it is a leak. Exit code 1 on an error, a
+difference that rounding does not explain, or a leak.
 """
 
 from __future__ import annotations
@@ -27,15 +29,14 @@ from .clients import Clients
 from .environment import environment, load
 from .live import figures
 from .load import build
-from .memory import Growth
+from .memory import Growth, leaks
 from .methods import check_head
 from .prompts import BUILTIN, read_prompts
 from .remote import speculative_counters
 from .storm import LOGPROB_TOLERANCE, TIE, Storm, answer_plainly
 
-#: Of the run, at its start, memory may grow: caches fill and allocators find their size. Shorter rests than
-#: this many minutes show allocators, not leaks, and are not judged.
-WARM_UP, JUDGED_MINUTES = 0.3, 10.0
+#: Of the run, at its start, memory may grow: caches fill and allocators find their size.
+WARM_UP = 0.3
 #: Long prompts are read in chunks.
 SERVE = ("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16", "--max-num-batched-tokens", "512")
 #: A busy machine takes its time to start a server; what this one waits for is half an hour long anyway.
@@ -105,6 +106,7 @@ def main(
     clients: Annotated[int, typer.Option(min=2, help="At the same time; one of them wants structured output.")] = 12,
     hanging_up: Annotated[float, typer.Option(help="Share of requests whose client hangs up.")] = 0.1,
     leak: Annotated[float, typer.Option(help="MiB per minute after warm-up that count as a leak.")] = 1.0,
+    control: Annotated[bool, typer.Option("--control", help="Take off what plain decoding's memory grows.")] = False,
     seed: Annotated[int, typer.Option(help="Of everything random here.")] = 0,
     output: Annotated[Path | None, typer.Option("--json", help="File to write.")] = None,
     logs: Annotated[Path, typer.Option(help="Folder for the servers' logs.")] = Path("artifacts/soak"),
@@ -119,21 +121,23 @@ def main(
     serving = serving_arguments(longest_prompt + longest + 8)
     as_sampled = ("--logprobs-mode", "processed_logprobs")
     with serve(target, logs / "plain.log", *serving, *as_sampled, start_seconds=START_SECONDS) as server:
-        plain = answer_plainly(Clients(server, target), entries, longest, clients)
-    console.print(f"plain decoding has answered {len(plain)} of {len(entries)} requests; the others are not seeded")
+        asking = Clients(server, target)
+        plain = answer_plainly(asking, entries, longest, clients)
+        console.print(f"plain decoding has answered {len(plain)} of {len(entries)} requests; the others are not seeded")
+        load_of = Storm(entries, plain, longest, hanging_up, clients, seed)
+        plain_curve = load_of.run(asking, minutes * 60, console)[1] if control else []
     arguments, log = [*serving, *drafting], logs / "trees.log"
     with serve(target, log, *arguments, start_seconds=START_SECONDS) as server:
         asking = Clients(server, target)
-        seen, curve = Storm(entries, plain, longest, hanging_up, clients, seed).run(asking, minutes * 60, console)
+        seen, curve = load_of.run(asking, minutes * 60, console)
         wrong, counters = leftovers(asking, log)
-    growth = Growth.of(curve, WARM_UP * curve[-1][0])
-    judged = growth is not None and growth.minutes >= JUDGED_MINUTES
+    growth, plain_growth = (Growth.of(c, WARM_UP * c[-1][0]) if c else None for c in (curve, plain_curve))
     bugs, errors = seen.bugs(), seen.errors + wrong
     verdict = {
         "errors": len(errors),
         "differences": len(bugs),
         "logprobs_off": seen.logprob_error > LOGPROB_TOLERANCE,
-        "leaks": (growth.mib_per_minute > leak) if judged and growth else None,
+        "leaks": leaks(growth, plain_growth, leak),
     }
     passed = not any(verdict.values())
     result = {
@@ -151,7 +155,13 @@ def main(
         "errors": errors[:50],
         "largest_logprob_error": seen.logprob_error,
         "speculative": counters,
-        "memory": {"growth": asdict(growth) if growth else None, "leak_above_mib_per_minute": leak, "curve": curve},
+        "memory": {
+            "growth": asdict(growth) if growth else None,
+            "plain_growth": asdict(plain_growth) if plain_growth else None,
+            "leak_above_mib_per_minute": leak,
+            "curve": curve,
+            "plain_curve": plain_curve,
+        },
         "server_arguments": arguments,
         "environment": environment(load_before).model_dump(),
     }
@@ -160,11 +170,11 @@ def main(
         output.write_text(json.dumps(result, indent=1) + "\n")
     hidden = ("kind", "schema_version", "environment", "server_arguments", "memory")
     console.print({name: value for name, value in result.items() if name not in hidden})
-    if growth is not None:
-        told = "" if judged else f" (not judged: under {JUDGED_MINUTES:.0f} minutes after warm-up)"
-        console.print(
-            f"memory: {growth.mib_per_minute:+.2f} MiB/min (95% {growth.low:+.2f} to {growth.high:+.2f}){told}"
-        )
+    for name, grown in (("trees", growth), ("plain", plain_growth)):
+        if grown is not None:
+            console.print(f"memory, {name}: {grown}")
+    if verdict["leaks"] is None:
+        console.print("memory is not judged: the run is too short for that")
     console.print("passed" if passed else "FAILED")
     raise typer.Exit(0 if passed else 1)
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from vllm_eagle_plugin.benchmarks import load, storm
 from vllm_eagle_plugin.benchmarks.clients import Clients
 from vllm_eagle_plugin.benchmarks.load import Entry, Plain, build, compare, fault, logprob_error
-from vllm_eagle_plugin.benchmarks.memory import Growth
+from vllm_eagle_plugin.benchmarks.memory import Growth, leaks
 from vllm_eagle_plugin.benchmarks.prompts import read_prompts
 from vllm_eagle_plugin.benchmarks.soak import tree_arguments
 from vllm_eagle_plugin.benchmarks.storm import Seen, Storm, answer_plainly
@@ -88,6 +88,12 @@ def test_growth() -> None:
     assert abs(flat.mib_per_minute) < 0.3
     assert leaking.low < 3.0 < leaking.high
     assert Growth.of(steps[:4], warm_up=100.0) is None
+    assert leaks(flat, None, 1.0) is False
+    assert leaks(leaking, None, 1.0) is True
+    assert leaks(leaking, flat, 1.0) is True
+    assert leaks(leaking, leaking, 1.0) is False
+    assert leaks(flat, leaking, 1.0) is False
+    assert leaks(Growth.of(steps[:100], warm_up=300.0), None, 1.0) is None  # too short to tell
 
 
 class Tokenizer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from statistics import median
 from time import perf_counter
 
 import numpy as np
@@ -18,10 +17,11 @@ SPREAD, BRANCH_SPREAD = 0.1, 0.02
 FORGETTING = 0.002
 
 
-def measure(run: Callable[[int], None], rows: Sequence[int], repeats: int = 5) -> dict[int, float]:
-    """Median milliseconds of `run(n)` for each n of `rows`. `run` returns when its work is done, not just queued.
+def measure(run: Callable[[int], None], rows: Sequence[int], repeats: int = 4) -> dict[int, float]:
+    """Fewest milliseconds of `run(n)` for each n of `rows`. `run` returns when its work is done, not just queued.
 
-    In turns: a machine that slows down meanwhile slows all of them.
+    In turns, and the fewest: what else a machine does makes a run longer, never shorter, and must not make one size
+    look dear beside the next. How fast the machine is on the whole, steps will show.
     """
     for n in rows:
         run(n)  # whatever is compiled or allocated for this size
@@ -31,7 +31,7 @@ def measure(run: Callable[[int], None], rows: Sequence[int], repeats: int = 5) -
             start = perf_counter()
             run(n)
             times[n].append((perf_counter() - start) * 1e3)
-    return {n: median(found) for n, found in times.items()}
+    return {n: min(found) for n, found in times.items()}
 
 
 class Curve:

@@ -46,8 +46,8 @@ def measured_costs(runner: Any) -> CostModel:
             _finish(logits.log_softmax(-1))
 
     few = [n for n in sizes if n <= MOST // 2]
-    drafting = measure(level, few, repeats=3)
-    costs = CostModel(measure(verify, sizes, repeats=3), drafting, drafting)
+    drafting = measure(level, few)
+    costs = CostModel(measure(verify, sizes), drafting, drafting)
     costs.branch = _branch(runner)
     group = get_tp_group()
     return CostModel.of(group.broadcast_object(costs.numbers(), src=0)) if group.world_size > 1 else costs
