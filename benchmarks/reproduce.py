@@ -12,6 +12,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,10 +45,13 @@ def main(
     target: Annotated[str, typer.Option(help="The demo's target, or another.")] = DEMO[0],
     head: Annotated[str, typer.Option(help="A converted head for it.")] = DEMO[1],
     prompts: Annotated[str, typer.Option(help="Questions to ask; the built-in ones if left out.")] = BUILTIN,
+    beside: Annotated[list[str] | None, typer.Option(help="Another converted head, for `compare`; repeat.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; benchmarks/results.")] = None,
     history: Annotated[Path | None, typer.Option(help=f"File to append to; {HISTORY}.")] = None,
     only: Annotated[list[str] | None, typer.Option(help=f"Only this one of {', '.join(NAMES)}; repeat.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A few minutes; nothing in the repository changes.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="15 minutes on 2 cores; the repository is left alone.")
+    ] = False,
 ) -> None:
     """Measure everything again."""
     unknown = [name for name in only or () if name not in NAMES]
@@ -59,8 +63,9 @@ def main(
     earlier = read(history)
     console.print(environment(before).model_dump(include={"hardware", "versions", "load_average"}))
     folder.mkdir(parents=True, exist_ok=True)
+    others = beside or []
     if (target, head) == DEMO:
-        prepare_demo()
+        others = [*prepare_demo(), *others]
     # The demo is of its own models, and as quick as it gets.
     usual = [name for name in NAMES if name != "demo" or ((target, head) == DEMO and not quick)]
     chosen = [name for name in NAMES if name in (only or usual)]
@@ -68,7 +73,7 @@ def main(
     failed: list[str] = []
     stopped = False
     for name in chosen:
-        command = [sys.executable, "-m", *arguments(name, target, head, prompts, folder, quick)]
+        command = [sys.executable, "-m", *arguments(name, target, head, prompts, folder, quick, others)]
         console.rule(name)
         try:
             (failed if run(command) else done).append(name)
@@ -101,7 +106,9 @@ def main(
         )
 
 
-def arguments(name: str, target: str, head: str, prompts: str, folder: Path, quick: bool) -> list[str]:
+def arguments(
+    name: str, target: str, head: str, prompts: str, folder: Path, quick: bool, beside: Sequence[str] = ()
+) -> list[str]:
     """Module and arguments of one benchmark."""
     file = folder / f"{name}.json"
     if name == "demo":
@@ -114,7 +121,8 @@ def arguments(name: str, target: str, head: str, prompts: str, folder: Path, qui
         return ["vllm_eagle_plugin.benchmarks.convert_speed", f"--json={file}", *few]
     verb, how = bench(name, head)
     written = [f"--output={file}", f"--html={file.with_suffix('.html')}", f"--plot={file.with_suffix('.png')}"]
-    asked = ["--target", target, "--prompts", prompts, *how, *(QUICK if quick else [])]
+    others = [part for other in beside for part in ("--head", other)] if name == "compare" else []
+    asked = ["--target", target, "--prompts", prompts, *how, *others, *(QUICK if quick else [])]
     return ["vllm_eagle_plugin.cli", "bench", verb, *asked, *written]
 
 
@@ -154,14 +162,20 @@ def bench(name: str, head: str) -> tuple[str, list[str]]:
     return "compare", [*ways, "--temperature", temperature, "--max-tokens", "64", "--concurrency", "8", *exact]
 
 
-def prepare_demo() -> None:
-    """The demo's target and head, as `vllm-eagle demo` makes them."""
+def prepare_demo() -> list[str]:
+    """The demo's target and head, as `vllm-eagle demo` makes them, and the other shipped heads, converted: their
+    folders."""
     from ..conversion import convert
     from ..demo.run import shipped_head
     from ..demo.target import build_target
 
     target = build_target(Path(DEMO[0]))
-    convert(shipped_head(), str(target), Path(DEMO[1]), force=True)
+    shipped = shipped_head()
+    convert(shipped, str(target), Path(DEMO[1]), force=True)
+    others = sorted(file.parent for file in shipped.parent.glob("*/config.json") if file.parent != shipped)
+    for other in others:
+        convert(other, str(target), WORK / "heads" / other.name, force=True)
+    return [str(WORK / "heads" / other.name) for other in others]
 
 
 def run(command: list[str]) -> int:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def runner(asked: list[str], broken: str = "") -> Callable[[list[str]], int]:
 
 
 def main(folder: Path, **changes: Any) -> None:
-    options = {"prompts": "builtin", "history": folder / "history.jsonl", "only": None, "quick": False}
+    options = {"prompts": "builtin", "beside": None, "history": folder / "history.jsonl", "only": None, "quick": False}
     reproduce.main(**{"target": "t", "head": "h", "output": folder, **options, **changes})
 
 
@@ -75,6 +76,14 @@ def test_everything_leaves_a_table_and_a_line(tmp_path: Path, monkeypatch: pytes
     assert f"| {row.name} | {row.acceptance.acceptance_length.value:.2f} (" in text
     tables = re.findall(r"(?:^\|.*\n)+", text, re.M)
     assert all(len({line.count("|") for line in table.splitlines()}) == 1 for table in tables)
+
+
+def test_other_heads_are_compared(tmp_path: Path) -> None:
+    """And nothing else is asked of them."""
+    found = {n: reproduce.arguments(n, "t", "h", "builtin", tmp_path, False, ["a", "b"]) for n in reproduce.NAMES}
+    heads = {n: [what for flag, what in pairwise(a) if flag == "--head"] for n, a in found.items()}
+    assert heads["compare"] == ["h", "a", "b"]
+    assert heads["sweep"] == heads["acceptance"] == ["h"]
 
 
 def test_a_failure_spares_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
