@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import sys
+from pathlib import Path
 
+import pytest
 from rich.console import Console
 from vllm_eagle_plugin.conversion import convert
 
 from vllm_eagle_plugin.demo.picture import Step, draw, split_steps
 from vllm_eagle_plugin.demo.run import shipped_head
+from vllm_eagle_plugin.demo.server import serving_environment
 from vllm_eagle_plugin.demo.target import build_target
 from vllm_eagle_plugin.record import Proposal
 
@@ -62,3 +66,22 @@ def test_shipped_heads_fit_the_target(demo_target, tmp_path):
     for name, folder in folders.items():
         done = convert(folder, str(demo_target), tmp_path / name, verify=False)
         assert done.layout.config["architectures"] == [kinds[name]]
+
+
+@pytest.mark.parametrize(
+    ("preloaded", "expected"),
+    [
+        ("", "{own}"),
+        ("/a/libgomp-1.so:/b/libtcmalloc.so.4", "{own}:/b/libtcmalloc.so.4"),
+        ("/a/libomp.so", "/a/libomp.so"),
+        ("/a/libiomp5.so:/b/libtcmalloc.so.4", "/a/libiomp5.so:/b/libtcmalloc.so.4"),
+    ],
+)
+def test_one_openmp_runtime(preloaded: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM stops where two are preloaded, and puts GNU's into the environment of a process that runs an engine."""
+    own = tmp_path / "lib" / "libiomp5.so"
+    own.parent.mkdir()
+    own.touch()
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setenv("LD_PRELOAD", preloaded)
+    assert serving_environment()["LD_PRELOAD"] == expected.format(own=own)

@@ -88,12 +88,16 @@ def serve(target: Path | str, log: Path, *arguments: str, start_seconds: float =
 
 
 def serving_environment() -> dict[str, str]:
-    """This process's environment, with the OpenMP runtime that vLLM's CPU backend wants preloaded."""
+    """This process's environment, with the OpenMP runtime that vLLM's CPU backend wants preloaded.
+
+    In place of GNU's: an engine in this process may have put that into the environment, and vLLM refuses both.
+    """
     environment = dict(os.environ)
     library = Path(sys.prefix) / "lib" / "libiomp5.so"
-    preloaded = environment.get("LD_PRELOAD", "")
-    if library.exists() and "libiomp5" not in preloaded:
-        environment["LD_PRELOAD"] = f"{library}:{preloaded}".rstrip(":")
+    preloaded = [file for file in environment.get("LD_PRELOAD", "").split(":") if file]
+    if library.exists() and not any(name in file for file in preloaded for name in ("libiomp", "libomp")):
+        others = [file for file in preloaded if "libgomp" not in file]
+        environment["LD_PRELOAD"] = ":".join([str(library), *others])
     environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     return environment
 
