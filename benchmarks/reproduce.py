@@ -49,9 +49,7 @@ def main(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; benchmarks/results.")] = None,
     history: Annotated[Path | None, typer.Option(help=f"File to append to; {HISTORY}.")] = None,
     only: Annotated[list[str] | None, typer.Option(help=f"Only this one of {', '.join(NAMES)}; repeat.")] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="15 minutes on 2 cores; the repository is left alone.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="On next to nothing; the repository is left alone.")] = False,
 ) -> None:
     """Measure everything again."""
     unknown = [name for name in only or () if name not in NAMES]

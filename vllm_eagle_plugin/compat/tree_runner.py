@@ -18,8 +18,10 @@ RUNNER_METHODS = {
     "initialize_kv_cache": ("kv_cache_config",),
     "_input_fits_in_drafter": ("common_attn_metadata",),
     "_update_states": ("scheduler_output",),
-    "_dummy_run": ("num_tokens", "cudagraph_runtime_mode", "force_attention", "uniform_decode"),
+    "_dummy_run": ("num_tokens",),
 }
+#: Parameters that are handed on by name wherever they stand.
+RUNNER_KEYWORDS = {"_dummy_run": {"cudagraph_runtime_mode", "force_attention", "uniform_decode", "profile_seq_lens"}}
 RUNNER_ATTRIBUTES = (
     "_draft_token_ids",
     "discard_request_mask",
@@ -27,6 +29,7 @@ RUNNER_ATTRIBUTES = (
     "execute_model_state",
     "input_batch",
     "input_ids",
+    "max_model_len",
     "max_num_tokens",
     "num_scheduled_tokens",
     "positions",
@@ -43,9 +46,12 @@ def require_tree_runner(runner: type) -> None:
         method = getattr(runner, name, None)
         if not callable(method):
             raise unsuited(f"{runner.__name__} has no {name}, which draft trees need")
-        taken = tuple(inspect.signature(method).parameters)[1 : 1 + len(expected)]
+        parameters = tuple(inspect.signature(method).parameters)
+        taken = parameters[1 : 1 + len(expected)]
         if taken != expected:
             raise unsuited(f"{runner.__name__}.{name} takes {', '.join(taken)}, not {', '.join(expected)}")
+        if missing := sorted(RUNNER_KEYWORDS.get(name, set()).difference(parameters)):
+            raise unsuited(f"{runner.__name__}.{name} does not take {', '.join(missing)}")
 
 
 def require_attributes(runner: Any) -> None:

@@ -60,7 +60,8 @@ def _branch(runner: Any) -> float:
     stem = -(-nodes // 2)
     branches = nodes - stem
     tokens = tuple(range(nodes))
-    tree, chain = Tree(tokens, (*range(stem), *range(branches))), Tree.chain(tokens)
+    # Depth first, as trees are drawn: the rows of others have to be picked and put back.
+    tree, chain = Tree(tokens, (*range(stem), *reversed(range(branches)))), Tree.chain(tokens)
     context = min(CONTEXT, runner.max_model_len - nodes - 1)
     if not branches or context < 0:
         return 0.0

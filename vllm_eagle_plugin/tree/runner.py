@@ -156,7 +156,13 @@ class TreeRunner(Base):
         self._scheduled = [ScheduledTree(0, 0, context, tree)]
         rows = len(tree) + 1
         try:
-            self._dummy_run(rows, CUDAGraphMode.NONE, True, True, profile_seq_lens=context + rows)
+            self._dummy_run(
+                rows,
+                cudagraph_runtime_mode=CUDAGraphMode.NONE,
+                force_attention=True,
+                uniform_decode=True,
+                profile_seq_lens=context + rows,
+            )
         finally:
             self._scheduled = []
 
