@@ -91,8 +91,9 @@ def main(
     )
     if done:
         append(history, line)
-        (folder / "tables.md").write_text(tables(folder, done, line.environment))
-        console.print(f"{folder / 'tables.md'} has the tables, {history} one more line")
+        file = folder / "tables.md"
+        file.write_text(tables(folder, done, line.environment, file.read_text() if file.exists() else ""))
+        console.print(f"{file} has the tables, {history} one more line")
     if moved := [*changes(earlier, line)]:
         table = Table("figure", "before", "now", "", "since")
         for figure, date, old, new, apart in moved:

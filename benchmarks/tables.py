@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,20 +17,23 @@ TITLES = {
     "compare": "Against plain decoding (README, docs/benchmarks.md)",
     "sweep": "Every k at every batch (docs/benchmarks.md)",
     "trees": "Trees and adaptive length, speed (docs/trees.md)",
-    "tree_lengths": "Trees against the chain of their depth (docs/trees.md)",
-    "tree_lengths_sampled": "Trees against the chain of their depth (docs/trees.md)",
+    "tree_lengths": "Trees against the chain of their depth, T = 0 (docs/trees.md)",
+    "tree_lengths_sampled": "Trees against the chain of their depth, T = 1 (docs/trees.md)",
     "draft_step": "A draft step, and the plugin unused (README)",
     "convert_speed": "Converting (README, docs/conversion.md)",
 }
 
 
-def tables(folder: Path, names: Sequence[str], environment: Environment) -> str:
-    """The tables of the results `names` in a folder."""
-    where = [f"- {name}: {value}" for name, value in {**environment.hardware, **environment.versions}.items()]
-    parts = [f"Measured {environment.date} on", "\n".join(where)]
+def tables(folder: Path, names: Sequence[str], environment: Environment, earlier: str = "") -> str:
+    """The tables of the results `names` in a folder, measured in `environment`, and those of other results as they
+    stand in `earlier`, the text that an earlier run wrote."""
+    where = ", ".join(f"{name} {value}" for name, value in {**environment.hardware, **environment.versions}.items())
+    sections = dict(re.findall(r"^## (.+)\n\n((?:(?!## ).*\n)+)", earlier, re.M))
     for name in names:
-        parts += [f"## {TITLES[name]}", _table(name, folder / f"{name}.json")]
-    return "\n\n".join(parts) + "\n"
+        found = _table(name, folder / f"{name}.json")
+        sections[TITLES[name]] = f"Measured {environment.date} on {where}.\n\n{found}\n"
+    kept = [title for title in dict.fromkeys(TITLES.values()) if title in sections]
+    return "\n".join(f"## {title}\n\n{sections[title].rstrip()}\n" for title in kept)
 
 
 def _table(name: str, file: Path) -> str:
