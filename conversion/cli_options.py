@@ -38,7 +38,9 @@ def _declared(
     ] = None,
     fc_order: Annotated[str | None, typer.Option(help="Order of fc's columns: embed-hidden or hidden-embed.")] = None,
     embedding: Annotated[Path | None, typer.Option(help="File with the head's own embedding table.")] = None,
-    token_map: Annotated[Path | None, typer.Option(help="File with the tokens that a reduced lm_head drafts.")] = None,
+    token_map: Annotated[
+        Path | None, typer.Option(help="Tokens to draft from: a file of their ids. Cuts the lm_head to them.")
+    ] = None,
     drop: Annotated[list[str] | None, typer.Option(metavar="TENSOR", help="Leave a tensor out. Repeatable.")] = None,
     flags: Annotated[
         list[str] | None, typer.Option("--set", metavar="FLAG=VALUE", help="Set a flag of its config. Repeatable.")

@@ -7,12 +7,12 @@ before fc, `layers.0.input_layernorm` behind it, `norm` before the lm_head.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..configs import EagleConfig
-from ..errors import HeadError
 from .decoder import decoder_flags, take_layers
 from .described import Described
 from .intake import Intake
@@ -21,7 +21,7 @@ from .reading import Reading
 from .source import Source
 from .tables import take_embedding, take_lm_head
 from .target import Target
-from .tokens import token_map
+from .tokens import take_mapped_lm_head
 from .vocabulary import take_vocabulary
 
 #: The options that change how these heads are read.
@@ -84,30 +84,16 @@ def _compare_bias_flag(intake: Intake, described: Described, fc_bias: bool) -> N
         )
 
 
-def _take_lm_head(intake: Intake, options: Options, target: Target, hidden: int) -> dict:
+def _take_lm_head(intake: Intake, options: Options, target: Target, hidden: int) -> dict[str, Any]:
     """Own, shared, or cut to a token map: heads for few tokens of a large vocabulary."""
-    wanted = token_map(intake, options, target)
-    if wanted is None:
-        if "d2t" in intake and "lm_head.weight" in intake:
-            rows = intake.take("lm_head.weight", shape=(None, hidden)).shape[0]
-            take_vocabulary(intake, options, target, rows)
-            return {"own_lm_head": True, "draft_vocab_size": rows}
-        return take_lm_head(intake, "lm_head.weight", target, hidden)
-    rows = len(wanted)
-    if "lm_head.weight" in intake:
-        stored = intake.look("lm_head.weight", (None, hidden)).shape[0]
-        if stored not in (rows, target.vocab_size):
-            raise HeadError(
-                f"lm_head.weight has {stored} rows, the token map {rows} tokens",
-                f"{rows} rows were expected, or {target.vocab_size}",
-                "Use the token map that the head was exported with",
-            )
-        intake.take("lm_head.weight", change=None if stored == rows else lambda t: t[wanted])
-    else:
-        intake.put("lm_head.weight", target.lm_head.load()[wanted].clone())
-        intake.note(f"lm_head cut from the target's for the {rows} tokens of the map")
-    intake.put("d2t", wanted - torch.arange(rows))
-    return {"own_lm_head": True, "draft_vocab_size": rows}
+    mapped = take_mapped_lm_head(intake, options, target, hidden)
+    if mapped is not None:
+        return mapped
+    if "d2t" in intake and "lm_head.weight" in intake:
+        rows = intake.take("lm_head.weight", shape=(None, hidden)).shape[0]
+        take_vocabulary(intake, options, target, rows)
+        return {"own_lm_head": True, "draft_vocab_size": rows}
+    return take_lm_head(intake, "lm_head.weight", target, hidden)
 
 
 def _swap(weight: Tensor) -> Tensor:

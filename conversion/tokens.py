@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,8 +16,37 @@ from .target import Target
 from .vocabulary import ABSOLUTE_LISTS
 
 
+def take_mapped_lm_head(
+    intake: Intake, options: Options, target: Target, width: int, bias_name: str | None = None
+) -> dict[str, Any] | None:
+    """Flags of an lm_head cut to a token map, the head's own or the target's; None without a map."""
+    wanted = token_map(intake, options, target)
+    if wanted is None:
+        return None
+    rows = len(wanted)
+    flags: dict[str, Any] = {"own_lm_head": True, "draft_vocab_size": rows}
+    if "lm_head.weight" in intake:
+        stored = intake.look("lm_head.weight", (None, width)).shape[0]
+        if stored not in (rows, target.vocab_size):
+            raise HeadError(
+                f"lm_head.weight has {stored} rows, the token map {rows} tokens",
+                f"{rows} rows were expected, or {target.vocab_size}",
+                "Use the token map that the head was exported with",
+            )
+        cut = None if stored == rows else lambda t: t[wanted]
+        intake.take("lm_head.weight", change=cut)
+        if bias_name and bias_name in intake:
+            intake.take(bias_name, "lm_head.bias", (stored,), change=cut)
+            flags["lm_head_bias"] = True
+    else:
+        intake.put("lm_head.weight", target.lm_head.load()[wanted].clone())
+        intake.note(f"lm_head cut from the target's for the {rows} tokens of the map")
+    intake.put("d2t", wanted - torch.arange(rows))
+    return flags
+
+
 def token_map(intake: Intake, options: Options, target: Target) -> Tensor | None:
-    """Ascending ids [Vd] of a map given by the user, stored in the head, or lying beside it."""
+    """Ids [Vd] of a map given by the user, stored in the head, or lying beside it."""
     where, stored = _find(intake, options)
     if stored is None:
         return None

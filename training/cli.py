@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..errors import UsageError
+
 train_app = typer.Typer(help="Make a head from the target alone.", no_args_is_help=True)
 
 TargetOption = Annotated[str, typer.Option(help="The model to learn: a folder or a hub id.")]
@@ -114,6 +116,31 @@ def head(
         print("Run the same command again to go on.")
     else:
         print(next_command(done.family, str(output), target, chosen.unroll.steps))
+
+
+@train_app.command("tokens")
+def tokens(
+    target: TargetOption,
+    data: Annotated[Path, typer.Option(help="Folder of shards from `train data`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")],
+    count: Annotated[int, typer.Option("-n", min=1, help="Tokens to list.")] = 8000,
+) -> None:
+    """List the tokens that the target says most often, for `convert --token-map`."""
+    from ..conversion.target import read_target
+    from .corpus import read_corpus
+    from .files import disk_errors, write_json
+    from .teacher import identify
+    from .vocabulary import most_frequent
+
+    read = read_target(target)
+    if count > read.vocab_size:
+        raise UsageError(f"-n {count}", f"The target has {read.vocab_size} tokens")
+    corpus = read_corpus(data, identify(read), 1)
+    said = corpus.token_counts(read.vocab_size)
+    found = most_frequent(said, count)
+    with disk_errors(output, "Nothing was written"):
+        write_json(output, found.tolist())
+    print(f"{output}: {count:,} tokens, {said[found].sum() / said.sum():.2%} of what the target said")
 
 
 @train_app.command("plot")

@@ -13,6 +13,7 @@ from ..errors import UsageError
 from ..reference import ReferenceHead, build_reference
 from .medusa import MedusaConfig, MedusaHead
 from .recipe import Recipe
+from .vocabulary import most_frequent
 
 #: RoPE base of SafeAILab's own training code, which their layouts imply where they say nothing.
 ROPE_THETA = 10000.0
@@ -47,7 +48,7 @@ def new_head(config: HeadConfig, lm_head: Tensor, counts: Tensor, seed: int) -> 
         return head
     rows = torch.arange(config.draft_vocab)
     if config.reduced_vocab and isinstance(config, Eagle3Config):
-        rows = counts.topk(config.draft_vocab).indices.sort().values
+        rows = most_frequent(counts, config.draft_vocab)
     with torch.no_grad():
         if head.d2t is not None:
             head.d2t.copy_(rows - torch.arange(len(rows)))

@@ -30,6 +30,11 @@ class Draw(NamedTuple):
     correction: Tensor
 
 
+def most_frequent(counts: Tensor, number: int) -> Tensor:
+    """[number] the tokens with the highest `counts` [V], ascending."""
+    return counts.topk(number).indices.sort().values
+
+
 class Vocabulary:
     """The tokens of a target by frequency, of which some are drawn."""
 

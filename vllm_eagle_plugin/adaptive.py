@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from .tree.config import AdaptiveConfig, Shape
-from .tree.cost import CostModel
+from .tree.cost_model import CostModel
 from .tree.gain import GainController
 
 

@@ -17,6 +17,7 @@ from ..reading import Evidence, Reader, Reading
 from ..source import Source, read_table
 from ..tables import take_embedding, take_lm_head
 from ..target import Target
+from ..tokens import take_mapped_lm_head
 
 _EMBEDDINGS = ("embed_tokens.weight", "embedding.weight", "embeddings.weight")
 
@@ -49,7 +50,9 @@ def read(source: Source, target: Target, options: Options) -> Reading:
     intake.take("output_projection.bias", "body.output_projection.bias", (hidden,))
     blocks = take_blocks(intake, "regression", hidden)
     own_embedding = _take_embedding(intake, options, target, embed_width)
-    flags = take_lm_head(intake, "lm_head.weight", target, hidden, "lm_head.bias")
+    flags = take_mapped_lm_head(intake, options, target, hidden, "lm_head.bias")
+    if flags is None:
+        flags = take_lm_head(intake, "lm_head.weight", target, hidden, "lm_head.bias")
     config = AttentionFreeConfig(
         vocab_size=target.vocab_size,
         hidden_size=hidden,
@@ -124,6 +127,6 @@ READERS = (
         "feature-regression MLP (input_projection, regression, output_projection)",
         recognise,
         read,
-        ("token_pairing", "embedding", "fc_order"),
+        ("token_pairing", "embedding", "fc_order", "token_map"),
     ),
 )

@@ -14,6 +14,7 @@ from ..reading import Evidence, Reader, Reading
 from ..source import Source
 from ..tables import take_embedding, take_lm_head
 from ..target import Target
+from ..tokens import take_mapped_lm_head
 from .feature import take_blocks
 
 
@@ -45,7 +46,9 @@ def read(source: Source, target: Target, options: Options) -> Reading:
     if source.config.get("mlp_layers", blocks) != blocks:
         intake.note(f"config.json says {source.config.get('mlp_layers')} MLP layers; the tensors have {blocks}, used")
     own_embedding = take_embedding(intake, "embeddings.weight", target, hidden)
-    flags = take_lm_head(intake, "lm_head.weight", target, hidden, "lm_head.bias")
+    flags = take_mapped_lm_head(intake, options, target, hidden, "lm_head.bias")
+    if flags is None:
+        flags = take_lm_head(intake, "lm_head.weight", target, hidden, "lm_head.bias")
     config = AttentionFreeConfig(
         vocab_size=target.vocab_size,
         hidden_size=hidden,
@@ -59,5 +62,11 @@ def read(source: Source, target: Target, options: Options) -> Reading:
 
 
 READERS = (
-    Reader("surgery", "embedding MLP between the target's embedding and lm_head", recognise, read, ("token_pairing",)),
+    Reader(
+        "surgery",
+        "embedding MLP between the target's embedding and lm_head",
+        recognise,
+        read,
+        ("token_pairing", "token_map"),
+    ),
 )

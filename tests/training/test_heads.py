@@ -7,10 +7,12 @@ import json
 import pytest
 import torch
 from vllm_eagle_plugin.conversion import convert
+from vllm_eagle_plugin.conversion.options import Options
 from vllm_eagle_plugin.training.recipe import shipped_recipes
 
 from ..cases import SUBSET
 from ..engine import engine
+from ..shell import Shell
 
 pytestmark = pytest.mark.engine
 #: What each recipe needs changed for a language of 24 tokens and a target of 6 layers.
@@ -84,6 +86,23 @@ def test_surgery_heads_with_their_tables(world, tmp_path):
     done = convert(tmp_path / "head", str(world.target.folder), tmp_path / "served")
     assert not done.reading.config.own_embedding
     assert not done.reading.config.own_lm_head
+
+
+def test_a_head_is_cut_to_the_tokens_that_the_target_says(worlds, tmp_path, monkeypatch, capfd):
+    """FR-Spec (arXiv 2502.14856) for a head that has no lm_head of its own: the whole language is in the map."""
+    world = worlds(SUBSET)
+    world.train("surgery", tmp_path / "head", ["epochs=3", *CHANGES.get("surgery", [])])
+    shell, models = Shell(tmp_path, world.target, monkeypatch, capfd), ["--target", world.target.folder]
+    code, out, _ = shell.run("train", "tokens", *models, "--data", world.data, "-n", SUBSET, "-o", tmp_path / "t.json")
+    assert code == 0
+    assert "100.00%" in out
+    code, *_ = shell.run("train", "tokens", *models, "--data", world.data, "-n", 9999, "-o", tmp_path / "no.json")
+    assert code == 2
+    assert not (tmp_path / "no.json").exists()
+    options = Options(token_map=tmp_path / "t.json")
+    done = convert(tmp_path / "head", str(world.target.folder), tmp_path / "served", options)
+    assert done.reading.config.draft_vocab_size == SUBSET
+    assert drafted(world, tmp_path / "served", K).acceptance_length > K + 0.9
 
 
 def test_offline_agreement_predicts_acceptance(world, tmp_path):

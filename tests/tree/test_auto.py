@@ -9,7 +9,7 @@ import torch
 from vllm_eagle_plugin.tree.calibration import Calibration
 from vllm_eagle_plugin.tree.choose import Chooser, Limits
 from vllm_eagle_plugin.tree.config import Shape
-from vllm_eagle_plugin.tree.cost import CostModel
+from vllm_eagle_plugin.tree.cost_model import CostModel
 from vllm_eagle_plugin.tree.gain import GainController
 from vllm_eagle_plugin.tree.grow import Growth, select
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vllm_eagle_plugin.tree.cost import CostModel
+from vllm_eagle_plugin.tree.cost_model import CostModel
 
 from ..engine import engine
 from ..known_answer import save_head

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .cost import CostModel
+from .cost_model import CostModel
 from .grow import Candidates, Growth, drawable
 
 Array = NDArray[np.float64]

@@ -1,8 +1,8 @@
-"""What drafting and verifying cost, in milliseconds: measured at start-up, corrected by the steps that follow."""
+"""What a part of a step costs, in milliseconds, by rows: measured at start-up, corrected by the steps that follow."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 
 import numpy as np
@@ -10,11 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 
 #: Weight of one observed step in a correction, and how far one observation may be from it to count in full.
 RATE, OUTLIER = 0.05, 2.0
-#: How far the whole of a step, as a share of it, and each branch, as a share of a step of one row, are thought to be
-#: off: it decides which of the two a step that took longer than expected is put down to.
-SPREAD, BRANCH_SPREAD = 0.1, 0.02
-#: What a step without branches takes off their cost: it would never be found out that they have become cheap.
-FORGETTING = 0.002
 
 
 def measure(run: Callable[[int], None], rows: Sequence[int], repeats: int = 4) -> dict[int, float]:
@@ -41,12 +36,12 @@ class Curve:
     work: where a measurement says otherwise it is noise. `correction` is what observed steps make of it.
     """
 
-    def __init__(self, measured: Mapping[int, float], correction: float = 1.0):
+    def __init__(self, measured: Mapping[int, float]):
         if not measured:
             raise ValueError("a cost needs at least one measurement")
         self.rows = np.array(sorted(measured), dtype=np.float64)
         self.ms = np.maximum.accumulate([max(0.0, float(measured[n])) for n in sorted(measured)])
-        self.correction = correction
+        self.correction = 1.0
 
     def __call__(self, rows: ArrayLike) -> NDArray[np.float64]:
         """Milliseconds for each of `rows`."""
@@ -63,74 +58,3 @@ class Curve:
         if expected > 0 and ms > 0:
             ratio = min(max(ms / expected, 1 / OUTLIER), OUTLIER)
             self.correction *= 1 + RATE * (ratio - 1)
-
-
-class CostModel:
-    """Milliseconds of the parts of a step.
-
-    One correction for each part, not for each size: contexts grow and machines slow down for all sizes alike, and
-    sizes that are never run would keep an old one and look cheap or dear beside those that are.
-    """
-
-    def __init__(
-        self,
-        verify: Mapping[int, float],
-        level: Mapping[int, float],
-        first: Mapping[int, float],
-        idle: Mapping[int, float] | None = None,
-    ):
-        """Each maps rows to milliseconds.
-
-        verify: the target over that many rows, one a request and one a draft. level: the head over that many
-        beams. first: the head's first pass of a step for that many requests. idle: what the head costs for that
-        many requests in a step that drafts nothing (keeping its keys and values up); nothing by default.
-        """
-        self.verify = Curve(verify)
-        self.level = Curve(level)
-        self.first = Curve(first)
-        self.idle = Curve(idle or {1: 0.0})
-        #: What each branch of a tree, a node that is not its parent's first child, costs beside its row: its path
-        #: is attended to apart, and moved if accepted.
-        self.branch = 0.0
-
-    @property
-    def _curves(self) -> tuple[Curve, ...]:
-        return (self.verify, self.level, self.first, self.idle)
-
-    def plain(self, requests: int) -> float:
-        """Tokens per millisecond of a step that verifies no drafts."""
-        return requests / float(self.verify(requests) + self.idle(requests))
-
-    def observe_step(self, rows: int, branches: int, ms: float) -> None:
-        """Learn from what verifying took, drafting left out: how long it takes as a whole, and each branch."""
-        whole = float(self.verify(rows))
-        expected = whole + branches * self.branch
-        if not branches:
-            self.branch *= 1 - FORGETTING
-            self.verify.observe(rows, ms)
-            return
-        error = min(max(ms, expected / OUTLIER), expected * OUTLIER) - expected
-        spread, own = (SPREAD * whole) ** 2, (BRANCH_SPREAD * float(self.verify(1)) * branches) ** 2
-        self.verify.observe(rows, whole + error * spread / (spread + own))
-        self.branch = max(0.0, self.branch + RATE * error * own / (spread + own) / branches)
-
-    def numbers(self) -> list[float]:
-        """Everything as plain numbers, so that ranks which must decide alike can be told rank 0's."""
-        return [self.branch] + [
-            n for c in self._curves for n in (float(len(c.rows)), c.correction, *c.rows.tolist(), *c.ms.tolist())
-        ]
-
-    @classmethod
-    def of(cls, numbers: Iterable[float]) -> CostModel:
-        """What `numbers` were taken from."""
-        branch, *left = numbers
-        curves = []
-        while left:
-            n, correction = int(left[0]), left[1]
-            rows, ms = left[2 : 2 + n], left[2 + n : 2 + 2 * n]
-            curves.append(Curve({int(r): m for r, m in zip(rows, ms, strict=True)}, correction))
-            del left[: 2 + 2 * n]
-        model = cls.__new__(cls)
-        model.verify, model.level, model.first, model.idle = curves
-        model.branch = branch
-        return model

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .calibration import Calibration
 from .config import Shape
-from .cost import CostModel
+from .cost_model import CostModel
 from .grow import extent
 from .tree import Tree
 

@@ -9,7 +9,8 @@ from vllm.config import CUDAGraphMode
 from vllm.distributed.parallel_state import get_tp_group
 from vllm.forward_context import set_forward_context
 
-from .cost import CostModel, measure
+from .cost import measure
+from .cost_model import CostModel
 from .tree import Tree
 
 #: The most rows measured; beyond, costs are taken to go on growing as they did.
@@ -47,8 +48,7 @@ def measured_costs(runner: Any) -> CostModel:
 
     few = [n for n in sizes if n <= MOST // 2]
     drafting = measure(level, few)
-    costs = CostModel(measure(verify, sizes), drafting, drafting)
-    costs.branch = _branch(runner)
+    costs = CostModel(measure(verify, sizes), drafting, drafting, branch=_branch(runner))
     group = get_tp_group()
     return CostModel.of(group.broadcast_object(costs.numbers(), src=0)) if group.world_size > 1 else costs
 

@@ -9,7 +9,8 @@ from ..adaptive import Controller, controller
 from .calibration import Calibration
 from .choose import Chooser, Limits
 from .config import Drafting, Shape
-from .cost import CostModel, Curve
+from .cost import Curve
+from .cost_model import CostModel
 from .grow import Drawn, Growth, Scorer, select
 from .metrics import Metrics
 from .requests import FREE, NONE, Allowance, allowance

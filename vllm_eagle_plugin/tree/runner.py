@@ -25,7 +25,8 @@ from . import WORKER, observe
 from .attention import MaskedRows, attach
 from .backend import backend
 from .config import Drafting, example, parse_drafting
-from .cost import CostModel, Curve
+from .cost import Curve
+from .cost_model import CostModel
 from .requests import draws_plainly
 from .room import with_room
 from .tree import Tree
@@ -73,7 +74,7 @@ class Clock:
     def observe_step(self, costs: CostModel, rows: int, branches: int) -> None:
         """Tell `costs` how long all else of the step took that verified this."""
         if self._runs:
-            costs.observe_step(rows, branches, (perf_counter() - self._step_started) * 1e3 - self._drafted)
+            costs.verify.observe(rows, (perf_counter() - self._step_started) * 1e3 - self._drafted, branches)
 
 
 class TreeRunner(Base):
