@@ -51,7 +51,7 @@ def test_a_slow_machine_is_slow_for_all_sizes():
         for _ in range(300):
             costs.verify.observe(8, 47.0 * slow * rng.normal(1, 0.05))
         assert costs.verify(8) == pytest.approx(47 * slow, rel=0.05)
-        assert costs.verify(1) == pytest.approx(40 * slow, rel=0.06)
+        assert costs.verify(1) == pytest.approx(40 * slow, rel=0.1)
     assert costs.level(1) == 2.0
 
 
@@ -89,7 +89,7 @@ def test_tells_branches_from_a_slow_machine():
     costs, rng = model(), np.random.default_rng(0)
     for _ in range(600):
         branches = int(rng.choice([0, 0, 3, 8, 12]))
-        rows = 1 + branches
+        rows = 1 + branches + int(rng.integers(5))
         ms = (1.3 * float(model().verify(rows)) + 0.9 * branches) * rng.normal(1, 0.03)
         costs.verify.observe(rows, ms, branches)
     assert costs.branch == pytest.approx(0.9, abs=0.2)

@@ -10,6 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ..errors import UsageError
 from . import SECTION, WORKER, section
 
+#: Children of a node that are considered where nobody says how many. Sampled at a temperature, a target often says
+#: what the head ranks behind the fourth.
+CONSIDERED = 16
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -21,7 +25,8 @@ class TreeConfig(_Section):
     #: static: every node of a level gets the same number of children; dynamic: EAGLE-2's beams and rerank
     #: (arXiv 2406.16858); auto: dynamic, with depth and nodes chosen each step by expected tokens per millisecond.
     kind: Literal["static", "dynamic", "auto"] = "auto"
-    #: Children of the root (static), beams of a level and children of each (dynamic, auto).
+    #: Children of the root (static), beams of a level and children of each (dynamic, auto). Left out: as many beams
+    #: as fit, at most 4, and as many children as are among the best nodes.
     top_k: int | None = Field(None, ge=1, le=64)
     #: Levels below the root.
     depth: int | None = Field(None, ge=1, le=32)
@@ -51,6 +56,9 @@ class Shape:
     top_k: int
     #: static: children of a node of each level, root first.
     branches: tuple[int, ...] = ()
+    #: dynamic, auto: how many children of a node are considered, if more than top_k. Beams cost a row of the head
+    #: each; a child more costs nothing until it is drafted.
+    considered: int = 0
 
     @classmethod
     def chain(cls, nodes: int) -> Shape:
@@ -73,7 +81,9 @@ class Shape:
                 f"top_k * (depth - 1) was expected to be at most num_speculative_tokens, so top_k at most {most}",
                 example(tree.top_k * (depth - 1)),
             )
-        return cls(tree.kind, nodes, depth, tree.top_k or max(1, min(4, most)))
+        if tree.top_k is not None:
+            return cls(tree.kind, nodes, depth, tree.top_k)
+        return cls(tree.kind, nodes, depth, max(1, min(4, most)), considered=min(nodes, CONSIDERED))
 
 
 def _fitting(depth: int, nodes: int) -> int:

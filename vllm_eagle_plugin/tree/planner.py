@@ -11,7 +11,7 @@ from .choose import Chooser, Limits
 from .config import Drafting, Shape
 from .cost import Curve
 from .cost_model import CostModel
-from .grow import Drawn, Growth, Scorer, select
+from .grow import Drawn, Growth, Scorer, extent, select
 from .metrics import Metrics
 from .requests import FREE, NONE, Allowance, allowance
 from .tree import Tree
@@ -52,6 +52,10 @@ class Planner:
     def use(self, costs: CostModel) -> None:
         """Decide by these costs from now on."""
         self.costs = costs
+        #: Most nodes of a tree by its levels; those that size themselves may have them all at any.
+        self._sizes = extent(self.shape)[0]
+        if self.shape.kind == "auto":
+            self._sizes[1:] = [self.shape.nodes] * self.shape.depth
         self.chooser = Chooser(costs) if self.shape.kind == "auto" else None
         self.calibration = Calibration(self.shape.depth)
         adaptive = self.drafting.adaptive
@@ -82,7 +86,7 @@ class Planner:
                 levels[index] = min(levels[index], limit)
             tried = dict(zip(asked, self.controller.trials(drafting), strict=True))
             trials = [level if tried.get(index) else 0 for index, level in enumerate(levels)]
-        nodes = [self.shape.nodes if level else 0 for level in levels]
+        nodes = [self._sizes[level] for level in levels]
         return Plan(nodes, levels, [a.chain for a in allowed], trials if any(trials) else ())
 
     def scorer(self, requests: list[str]) -> Scorer | None:
