@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_eagle_plugin.tree.config import Shape
+from vllm_eagle_plugin.tree.config import Shape, TreeConfig
 from vllm_eagle_plugin.tree.grow import Drawn, Growth, extent, select
 from vllm_eagle_plugin.tree.topk import CHUNK, best
 from vllm_eagle_plugin.tree.tree import Tree
@@ -124,6 +124,18 @@ def test_a_flat_head_still_draws_its_chain():
         assert language.chain(b, 5) in paths(drawn)
         assert len(drawn.tree) == 16
     assert max(len(p) for d in select(growth.candidates(), [16, 16], keep_chain=False) for p in paths(d)) < 5
+
+
+def test_more_children_than_beams_where_nobody_says_how_many():
+    """The likeliest of a flat head stand beside each other; beams, which cost something, stay as many."""
+    language = Language(50, 4, sharpness=0.5)
+    asked, usual = (Shape.of(TreeConfig(kind="dynamic", top_k=k, depth=3), 16) for k in (4, None))
+    narrow, wide = grown(language, asked, 1), grown(language, usual, 1)
+    assert narrow.widths == wide.widths == [4, 4]
+    (few,), (many,) = select(narrow.candidates(), [16]), select(wide.candidates(), [16])
+    assert few.tree.parents.count(0) == 4
+    assert many.tree.parents.count(0) > 4
+    assert sum(many.reached) > sum(few.reached)
 
 
 def test_levels_and_budgets_limit_each_request_by_itself():
