@@ -32,7 +32,7 @@ def tables(folder: Path, names: Sequence[str], environment: Environment, earlier
     for name in names:
         found = _table(name, folder / f"{name}.json")
         sections[TITLES[name]] = f"Measured {environment.date} on {where}.\n\n{found}\n"
-    kept = [title for title in dict.fromkeys(TITLES.values()) if title in sections]
+    kept = [title for title in TITLES.values() if title in sections]
     return "\n".join(f"## {title}\n\n{sections[title].rstrip()}\n" for title in kept)
 
 

@@ -12,6 +12,7 @@ from .intake import Intake
 from .options import Options
 from .parse import read_tensors
 from .stored import Stored
+from .tables import take_lm_head
 from .target import Target
 from .vocabulary import ABSOLUTE_LISTS
 
@@ -43,6 +44,12 @@ def take_mapped_lm_head(
         intake.note(f"lm_head cut from the target's for the {rows} tokens of the map")
     intake.put("d2t", wanted - torch.arange(rows))
     return flags
+
+
+def take_any_lm_head(intake: Intake, options: Options, target: Target, width: int) -> dict[str, Any]:
+    """Flags of `lm_head.weight` and its bias: cut to a token map where there is one, else as it is stored, if it is."""
+    mapped = take_mapped_lm_head(intake, options, target, width, "lm_head.bias")
+    return take_lm_head(intake, "lm_head.weight", target, width, "lm_head.bias") if mapped is None else mapped
 
 
 def token_map(intake: Intake, options: Options, target: Target) -> Tensor | None:

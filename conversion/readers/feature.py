@@ -15,9 +15,9 @@ from ..intake import Intake
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
 from ..source import Source, read_table
-from ..tables import take_embedding, take_lm_head
+from ..tables import take_embedding
 from ..target import Target
-from ..tokens import take_mapped_lm_head
+from ..tokens import take_any_lm_head
 
 _EMBEDDINGS = ("embed_tokens.weight", "embedding.weight", "embeddings.weight")
 
@@ -50,9 +50,7 @@ def read(source: Source, target: Target, options: Options) -> Reading:
     intake.take("output_projection.bias", "body.output_projection.bias", (hidden,))
     blocks = take_blocks(intake, "regression", hidden)
     own_embedding = _take_embedding(intake, options, target, embed_width)
-    flags = take_mapped_lm_head(intake, options, target, hidden, "lm_head.bias")
-    if flags is None:
-        flags = take_lm_head(intake, "lm_head.weight", target, hidden, "lm_head.bias")
+    flags = take_any_lm_head(intake, options, target, hidden)
     config = AttentionFreeConfig(
         vocab_size=target.vocab_size,
         hidden_size=hidden,

@@ -12,9 +12,9 @@ from ..intake import Intake
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
 from ..source import Source
-from ..tables import take_embedding, take_lm_head
+from ..tables import take_embedding
 from ..target import Target
-from ..tokens import take_mapped_lm_head
+from ..tokens import take_any_lm_head
 from .feature import take_blocks
 
 
@@ -46,9 +46,7 @@ def read(source: Source, target: Target, options: Options) -> Reading:
     if source.config.get("mlp_layers", blocks) != blocks:
         intake.note(f"config.json says {source.config.get('mlp_layers')} MLP layers; the tensors have {blocks}, used")
     own_embedding = take_embedding(intake, "embeddings.weight", target, hidden)
-    flags = take_mapped_lm_head(intake, options, target, hidden, "lm_head.bias")
-    if flags is None:
-        flags = take_lm_head(intake, "lm_head.weight", target, hidden, "lm_head.bias")
+    flags = take_any_lm_head(intake, options, target, hidden)
     config = AttentionFreeConfig(
         vocab_size=target.vocab_size,
         hidden_size=hidden,
