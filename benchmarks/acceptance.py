@@ -15,12 +15,14 @@ from rich.progress import Progress
 
 from ..errors import HeadError
 from .environment import environment, load
-from .prompts import Question
+from .methods import Method, head_sha256
+from .prompts import Question, fingerprint
 from .records import Record
 from .remote import DETAILED_FLAG
 from .schema import Acceptance, AcceptanceResult, Eagle, Figure, StepTimes, Workload
 from .session import Counters, Done, Sampling, Session, Step, nothing_yet
 from .summary import acceptance, by_category, by_output_position, by_prompt_length, histograms, latencies
+from .worker import Worker, open_workers
 
 WARM_UP_TOKENS = 8
 Source = Literal["records", "counters"]
@@ -36,6 +38,46 @@ class Run:
     counted: Counters | None = None
     seconds: float = 0.0
     stopped: str | None = None
+
+
+@contextlib.contextmanager
+def one_engine(target: str, method: Method, options: dict[str, Any]) -> Iterator[Worker]:
+    """An engine that decodes by `method`.
+
+    Raises:
+        HeadError: it did not start.
+    """
+    with open_workers(target, {method.name: method.speculative}, options) as workers:
+        yield workers[method.name]
+
+
+def workload(
+    session: Session,
+    target: str,
+    head: str | None,
+    questions: Sequence[Question],
+    prompts: str,
+    sampling: Sampling,
+    concurrency: int,
+    all_turns: bool = False,
+) -> Workload:
+    """What `session` is going to be asked, for the result."""
+    settings = session.describe()
+    return Workload(
+        target=target,
+        method=settings["method"],
+        head=head,
+        head_sha256=head_sha256(head),
+        num_speculative_tokens=session.k,
+        prompts=prompts,
+        prompts_sha256=fingerprint(list(questions)),
+        temperature=sampling.temperature,
+        max_tokens=sampling.max_tokens,
+        concurrency=concurrency,
+        all_turns=all_turns,
+        seeds=list(sampling.seeds),
+        engine={name: value for name, value in settings.items() if name != "method"},
+    )
 
 
 def measure(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -58,15 +58,14 @@ def acceptance(
     plot: PlotOption = None,
 ) -> None:
     """How many drafts are accepted, with intervals; per position, category, prompt length, output position."""
-    from .acceptance import measure
-    from .methods import engine_options, head_sha256, make_method
-    from .prompts import fingerprint, first_turns, read_prompts
+    from .acceptance import measure, one_engine, workload
+    from .methods import engine_options, make_method
+    from .prompts import first_turns, read_prompts
     from .remote import Remote
     from .report import write_acceptance
     from .report.terminal import show_acceptance
-    from .schema import Workload
-    from .session import Sampling
-    from .worker import open_workers
+    from .schema import AcceptanceResult
+    from .session import Sampling, Session
 
     check_files(output, html, plot)
     questions = read_prompts(prompts, limit)
@@ -74,37 +73,21 @@ def acceptance(
         questions = first_turns(questions)
     sampling = Sampling(temperature, max_tokens, tuple(seed or [0]), ignore_eos)
 
-    def workload(session: Any, name: str, draft: str | None) -> Workload:
-        settings = session.describe()
-        return Workload(
-            target=name,
-            method=settings.pop("method"),
-            head=draft,
-            head_sha256=head_sha256(draft),
-            num_speculative_tokens=session.k,
-            prompts=prompts,
-            prompts_sha256=fingerprint(questions),
-            temperature=temperature,
-            max_tokens=max_tokens,
-            concurrency=concurrency,
-            all_turns=all_turns,
-            seeds=list(sampling.seeds),
-            engine=settings,
-        )
+    def asked(session: Session, name: str, draft: str | None = None) -> AcceptanceResult:
+        work = workload(session, name, draft, questions, prompts, sampling, concurrency, all_turns)
+        return measure(session, questions, sampling, concurrency, work)
 
     if url is not None:
         if target or head or method or spec_config or engine_args:
             raise UsageError("--url with options of an engine", "The server has its own", "Leave one of them out")
         server = Remote(url, model)
-        result = measure(server, questions, sampling, concurrency, workload(server, server.model, None))
+        result = asked(server, server.model)
     else:
         if target is None:
             raise UsageError("no --target and no --url", "", "Say what to measure: --target TARGET --head HEAD")
         chosen = make_method(head, method, k, spec_config)
-        with open_workers(target, {chosen.name: chosen.speculative}, engine_options(engine_args)) as workers:
-            worker = workers[chosen.name]
-            about = workload(worker, target, chosen.head)
-            result = measure(worker, questions, sampling, concurrency, about)
+        with one_engine(target, chosen, engine_options(engine_args)) as worker:
+            result = asked(worker, target, chosen.head)
     deliver(result, as_json, output)
     if not as_json:
         show_acceptance(terminal(), result)

@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
+from ..command import run_function
+
 #: Converts in a process of its own, whose memory is then only the conversion's.
 _CONVERT = """
 import json, sys, time
@@ -128,4 +130,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_function(main)

@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from ..command import run_function
 from ..compat.running import runner_of
 from .draft_step_models import LAYERS, VOCAB, write_models
 from .environment import hardware, versions
@@ -209,4 +210,4 @@ def report(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_function(main)

@@ -20,6 +20,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..command import run_function
 from ..errors import HeadError, UsageError
 from .environment import environment, load
 from .history import Line, append, changes, figures, read
@@ -188,8 +189,4 @@ def run(command: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except HeadError as error:
-        print("error:", error, file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+    run_function(main)

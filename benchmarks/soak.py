@@ -13,7 +13,6 @@ difference that rounding does not explain, or a leak.
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +20,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from ..command import run_function
 from ..demo.server import serve
 from ..errors import HeadError, UsageError
 from ..tree import SECTION, WORKER
@@ -180,8 +180,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except HeadError as error:
-        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+    run_function(main)

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from ..command import run_function
 from ..tree.attention import MaskedRows, attach
 from ..tree.tree import Tree
 
@@ -117,4 +118,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_function(main)

@@ -21,6 +21,7 @@ import torch
 import typer
 from torch import Tensor
 
+from ..command import run_function
 from ..conversion.target import read_target
 from .corpus import read_corpus
 from .teacher import Teacher, identify
@@ -108,4 +109,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_function(main)

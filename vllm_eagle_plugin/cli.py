@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,9 +11,9 @@ import typer
 from . import __version__
 from .benchmarks.cli import app as bench_app
 from .benchmarks.cli import trace
+from .command import run_command
 from .conversion.cli import convert, inspect
 from .conversion.cli_doctor import doctor, verify
-from .errors import HeadError, UsageError
 from .training.cli import train_app
 
 app = typer.Typer(
@@ -37,11 +36,7 @@ app.command()(doctor)
 def main() -> None:
     """Entry point: a `HeadError` becomes one line on stderr and exit code 1, wrong usage exit code 2."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    try:
-        app()
-    except HeadError as error:
-        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+    run_command(app)
 
 
 def _version(asked: bool) -> None:

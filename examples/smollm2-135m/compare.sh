@@ -12,7 +12,9 @@ HEADS=${HEADS:-eagle3 eagle1 feature surgery projection medusa}
 PROMPTS=${PROMPTS:-builtin}
 LIMIT=${LIMIT:-}
 TOKENS=${TOKENS:-256} # most of an answer
-ENGINE=${ENGINE:-{\"max_model_len\": 2048, \"enforce_eager\": true\}}
+AT_ONCE=${AT_ONCE:-80} # requests; acceptance does not depend on it
+# Prompts are not read in chunks: vLLM on CPU loses seeded requests then.
+ENGINE=${ENGINE:-{\"max_model_len\": 2048, \"enforce_eager\": true, \"max_num_batched_tokens\": 16384\}}
 python=${PYTHON:-python3}
 
 served=()
@@ -26,5 +28,5 @@ for head in $HEADS; do
     served+=("$folder")
 done
 "$python" -m vllm_eagle_plugin.benchmarks.heads "${served[@]}" --target "$WORK/target" -o "$WORK/comparison" \
-    --prompts "$PROMPTS" --max-tokens "$TOKENS" ${LIMIT:+--limit "$LIMIT"} --engine-args "$ENGINE"
+    --prompts "$PROMPTS" --max-tokens "$TOKENS" --concurrency "$AT_ONCE" ${LIMIT:+--limit "$LIMIT"} --engine-args "$ENGINE"
 "$python" -m vllm_eagle_plugin.cli train plot "${served[@]/#$WORK\/served/$WORK/heads}" -o "$WORK/comparison/curve.svg"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import torch
 from safetensors.torch import save_file
 from vllm_eagle_plugin.benchmarks import heads
 from vllm_eagle_plugin.benchmarks.environment import environment
-from vllm_eagle_plugin.benchmarks.heads import Heads, main, parameters
+from vllm_eagle_plugin.benchmarks.heads import main
+from vllm_eagle_plugin.benchmarks.heads_report import Heads, parameters
 from vllm_eagle_plugin.benchmarks.interleave import row
 from vllm_eagle_plugin.benchmarks.methods import Method
 from vllm_eagle_plugin.benchmarks.prompts import Question, fingerprint
-from vllm_eagle_plugin.benchmarks.schema import read_result
+from vllm_eagle_plugin.benchmarks.schema import AcceptanceResult, Workload, read_result
 from vllm_eagle_plugin.benchmarks.session import Sampling
 from vllm_eagle_plugin.benchmarks.speed import Compare
 
@@ -24,7 +26,7 @@ from vllm_eagle_plugin.errors import HeadError, UsageError
 
 from .conftest import OPTIONS
 from .language import Language
-from .pages import timed
+from .pages import acceptance_result, timed
 
 
 def make_head(folder: Path, model_type: str = "eagle_transformer", **config: Any) -> Path:
@@ -34,15 +36,43 @@ def make_head(folder: Path, model_type: str = "eagle_transformer", **config: Any
     return folder
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, list[Method]]]:
-    """Runs that were asked for; their results are invented."""
-    runs: list[tuple[float, list[Method]]] = []
+class Asked:
+    """What was asked for; every result is invented."""
+
+    def __init__(self) -> None:
+        self.lengths: list[tuple[str, int, float]] = []
+        self.engines: list[Method] = []
+        self.speeds: list[list[Method]] = []
+        self.partial: str | None = None
+
+    @contextlib.contextmanager
+    def one_engine(self, target: str, method: Method, options: dict[str, Any]) -> Iterator[Method]:
+        self.engines.append(method)
+        yield method
+
+    def workload(
+        self, session: Method, target: str, head: str, questions: list[Question], prompts: str, sampling: Sampling,
+        concurrency: int,
+    ) -> Workload:  # fmt: skip
+        return acceptance_result().eagle.workload.model_copy(
+            update={
+                "target": target, "head": head, "prompts_sha256": fingerprint(questions),
+                "num_speculative_tokens": session.k, "temperature": sampling.temperature,
+                "max_tokens": sampling.max_tokens, "concurrency": concurrency,
+            }
+        )  # fmt: skip
+
+    def measure(self, session: Method, questions: Any, sampling: Any, concurrency: int, work: Any) -> AcceptanceResult:
+        self.lengths.append((Path(work.head).name, session.k, sampling.temperature))
+        result = acceptance_result(seed=session.k)
+        eagle = result.eagle.model_copy(update={"workload": work, "partial": self.partial})
+        return result.model_copy(update={"eagle": eagle, "completed": len(questions)})
 
     def compare(
-        target: str, methods: Sequence[Method], questions: Sequence[Question], prompts: str, sampling: Sampling, *_: Any
-    ) -> Compare:
-        runs.append((sampling.temperature, list(methods)))
+        self, target: str, methods: Sequence[Method], questions: Sequence[Question], prompts: str, sampling: Sampling,
+        *_: Any,
+    ) -> Compare:  # fmt: skip
+        self.speeds.append(list(methods))
         trials = [timed("plain", 0, 1, 0.03), *(timed(m.name, m.k, 1, 0.03 + 0.001 * m.k) for m in methods)]
         return Compare(
             target=target, prompts=prompts, prompts_sha256=fingerprint(list(questions)), questions=len(questions),
@@ -51,60 +81,82 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, list[Method]]]:
             tie_tolerance=0.25,
         )  # fmt: skip
 
-    monkeypatch.setattr(heads, "compare", compare)
-    return runs
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    found = Asked()
+    for name in ("one_engine", "workload", "measure", "compare"):
+        monkeypatch.setattr(heads, name, getattr(found, name))
+    return found
 
 
 def run(found: list[Path], output: Path, **changes: Any) -> None:
-    options = {"prompts": "builtin", "limit": 4, "k": None, "temperature": None, "max_tokens": 91, "concurrency": 1}
-    main(found, "a/target", output, **{**options, "engine_args": None, **changes})
+    options = {
+        "prompts": "builtin", "limit": 4, "k": None, "temperature": None, "max_tokens": 91, "concurrency": 8,
+        "speed_questions": 2, "speed_tokens": 16, "engine_args": None,
+    }  # fmt: skip
+    main(found, "a/target", output, **{**options, **changes})
 
 
-def test_every_k_of_every_head_greedy_and_sampled(asked: list, tmp_path: Path) -> None:
+def test_every_k_of_every_head_greedy_and_sampled(asked: Asked, tmp_path: Path) -> None:
     found = [make_head(tmp_path / "eagle3"), make_head(tmp_path / "medusa", "medusa", num_heads=6)]
     output = tmp_path / "out"
     run(found, output)
-    assert len(asked) == 8, "two heads, two temperatures, six k in groups of three"
-    assert all(len(methods) < heads.TOGETHER for _, methods in asked)
-    assert [m.speculative.get("method") for _, ms in asked for m in ms] == [None] * 12 + ["medusa"] * 12
+    names, ks = ("eagle3", "medusa"), range(1, 7)
+    assert asked.lengths == [(h, k, t) for h in names for k in ks for t in (0.0, 1.0)]
+    assert [m.speculative.get("method") for m in asked.engines] == [None] * 6 + ["medusa"] * 6, "one for both T"
+    assert [[m.k for m in methods] for methods in asked.speeds] == [list(ks)] * 2, "all k together"
     result = read_result(output / "heads.json", Heads)
     keys = [(r.head, r.temperature, r.num_speculative_tokens) for r in result.rows]
-    assert keys == [(h, t, k) for h in ("eagle3", "medusa") for t in (0.0, 1.0) for k in range(1, 7)]
+    assert sorted(keys) == [(h, t, k) for h in names for t in (0.0, 1.0) for k in ks]
     assert {r.parameters for r in result.rows} == {12}
-    assert result.rows[2].draft_ms == 12.0
-    assert 1 < result.rows[2].acceptance_length.value < 4
+    greedy = {r.num_speculative_tokens: r for r in result.rows if r.temperature == 0}
+    assert greedy[3].draft_ms == 12.0
+    assert greedy[3].speedup.value > 1
+    assert {r.speedup for r in result.rows if r.temperature} == {None}, "speed is measured greedily"
+    assert greedy[3].acceptance_length == acceptance_result(seed=3).eagle.acceptance.acceptance_length
+    assert (result.questions, result.speed_questions, result.speed_tokens) == (4, 2, 16)
     lines = (output / "heads.md").read_text().splitlines()
     assert len(lines) == 2 + 4
     assert lines[0].count("k = ") == 7
-    assert f"{result.rows[2].acceptance_length.value:.2f}" in lines[2]
+    assert f"{greedy[3].acceptance_length.value:.2f}" in lines[2]
     assert (output / "heads.svg").read_text().startswith("<?xml")
 
 
-def test_what_was_measured_is_kept(asked: list, tmp_path: Path) -> None:
+def test_without_speeds(asked: Asked, tmp_path: Path) -> None:
+    run([make_head(tmp_path / "one")], tmp_path / "out", k=[1, 2], speed_questions=0)
+    assert asked.speeds == []
+    result = read_result(tmp_path / "out" / "heads.json", Heads)
+    assert {(r.speedup, r.draft_ms) for r in result.rows} == {(None, None)}
+    assert result.speed_questions == 0
+
+
+def test_what_was_measured_is_kept(asked: Asked, tmp_path: Path) -> None:
     """Heads are trained one after another: only what is missing is measured."""
     first, second = make_head(tmp_path / "one"), make_head(tmp_path / "two")
     run([first], tmp_path / "out", k=[1, 2], temperature=[0.0])
     run([first, second], tmp_path / "out", k=[1, 2], temperature=[0.0])
-    assert [methods[0].speculative["model"] for _, methods in asked] == [str(first), str(second)]
+    assert asked.lengths == [("one", 1, 0.0), ("one", 2, 0.0), ("two", 1, 0.0), ("two", 2, 0.0)]
+    assert len(asked.speeds) == 2
+    run([first], tmp_path / "out", k=[2], speed_questions=0)
+    assert asked.lengths[4:] == [("one", 2, 1.0)], "only the temperature that was missing"
     save_file({"fc.weight": torch.ones(3, 4)}, first / "model.safetensors")
     run([first], tmp_path / "out", k=[1, 2], temperature=[0.0])
-    assert len(asked) == 3, "trained on since"
-    with pytest.raises(UsageError, match="other questions"):
-        run([first], tmp_path / "out", k=[1, 2], temperature=[0.0], limit=3)
+    assert asked.lengths[5:] == [("one", 1, 0.0), ("one", 2, 0.0)], "trained on since"
+    for changed in ({"limit": 3}, {"max_tokens": 90}, {"speed_tokens": 17}, {"speed_questions": 3}):
+        with pytest.raises(UsageError, match="other questions"):
+            run([first], tmp_path / "out", k=[1, 2], temperature=[0.0], **changed)
 
 
-def test_an_interrupted_run_is_not_kept(asked: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    invented = heads.compare
-    monkeypatch.setattr(
-        heads, "compare", lambda *a: invented(*a).model_copy(update={"partial": "interrupted", "engine": {}})
-    )
+def test_an_interrupted_run_is_not_kept(asked: Asked, tmp_path: Path) -> None:
+    asked.partial = "interrupted"
     head = make_head(tmp_path / "one")
     with pytest.raises(HeadError, match=r"ended early: interrupted\. Run the command again"):
         run([head], tmp_path / "out", k=[1], temperature=[0.0])
     assert list((tmp_path / "out" / "runs").iterdir()) == []
 
 
-def test_what_cannot_be_compared(asked: list, tmp_path: Path) -> None:
+def test_what_cannot_be_compared(asked: Asked, tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     few = make_head(tmp_path / "few", "medusa", num_heads=4)
     with pytest.raises(HeadError, match=r"raw has no config\.json"):
@@ -113,7 +165,7 @@ def test_what_cannot_be_compared(asked: list, tmp_path: Path) -> None:
         run([few], tmp_path / "out")
     with pytest.raises(UsageError, match="two heads of one name"):
         run([few, few], tmp_path / "out")
-    assert asked == []
+    assert asked.engines == asked.speeds == []
     assert parameters(few) == 12
     tensors = {"blocks.0.layers.0.weight": torch.zeros(3, 4), "lm_heads.0.weight": torch.zeros(99, 4)}
     save_file(tensors, few / "model.safetensors")
@@ -128,7 +180,8 @@ def test_real_heads(language: Language, tmp_path: Path) -> None:
     prompts.write_text("".join(json.dumps({"prompt_token_ids": [i] * 3}) + "\n" for i in range(4)))
     changes = {"prompts": str(prompts), "k": [1, 2], "temperature": [0.0], "max_tokens": 20}
     main([language.head], str(language.target), tmp_path / "out", **{
-        "limit": None, "concurrency": 1, "engine_args": json.dumps(OPTIONS), **changes
+        "limit": None, "concurrency": 4, "speed_questions": 2, "speed_tokens": 20, "engine_args": json.dumps(OPTIONS),
+        **changes,
     })  # fmt: skip
     result = read_result(tmp_path / "out" / "heads.json", Heads)
     for found in result.rows:
