@@ -99,7 +99,7 @@ def test_a_worthless_head_is_found_out_soon():
         calibration.observe(claims.tolist(), TREE, [], "a")
         calibration.learn()
     claims = torch.tensor([0.3, 0.7, 0.95])[:, None].log()
-    shift = torch.tensor(calibration.shift("a"))
+    shift = np.array(calibration.shift("a"))
     assert calibration.probability(claims, 1, shift).exp().max() < 0.1
     assert calibration.probability(claims, 1).exp().max() < 0.25  # for the next request, too
 

@@ -26,8 +26,9 @@ CLOSEST = 1e-4
 
 
 def log_odds(probability: ArrayLike) -> Array:
-    p = np.clip(np.asarray(probability, dtype=np.float64), CLOSEST, 1 - CLOSEST)
-    return np.log(p) - np.log1p(-p)
+    # Not np.clip: on the few numbers of a step it takes longer than all the rest.
+    p = np.minimum(np.maximum(np.asarray(probability, dtype=np.float64), CLOSEST), 1 - CLOSEST)
+    return np.asarray(np.log(p) - np.log1p(-p))
 
 
 def shifted(probability: ArrayLike, shift: ArrayLike) -> Array:
@@ -46,18 +47,22 @@ class Shifts:
         self.prior = prior
         self.fading = 1 - 1 / memory
         self.trials, self.hits, self.expected = (np.zeros(shape) for _ in range(3))
+        self._values: Array | None = np.zeros(shape)
 
     def add(self, cells: tuple[NDArray[np.int64], ...], expected: Array, hits: Array) -> None:
         """Count a step's trials: `cells` index this table, `expected` probabilities, `hits` 0 or 1, all [n]."""
         for counts, more in ((self.trials, 1.0), (self.hits, hits), (self.expected, expected)):
             counts *= self.fading
             np.add.at(counts, cells, more)
+        self._values = None
 
     def values(self) -> Array:
         """The shift of every cell."""
-        mean = self.expected / np.maximum(self.trials, 1e-9)
-        found = (self.hits + self.prior * mean) / (self.trials + self.prior)
-        return np.where(self.trials > 0, log_odds(found) - log_odds(mean), 0.0)
+        if self._values is None:
+            mean = self.expected / np.maximum(self.trials, 1e-9)
+            found = (self.hits + self.prior * mean) / (self.trials + self.prior)
+            self._values = np.where(self.trials > 0, log_odds(found) - log_odds(mean), 0.0)
+        return self._values
 
 
 class Average:
@@ -133,25 +138,25 @@ class Calibration:
         self._paces: dict[str, Pace] = {}
         self._seen: list[tuple[Tree, Sequence[float], Sequence[int], str]] = []
 
-    def probability(self, logprobs: Tensor, depth: int, shifts: Tensor | None = None) -> Tensor:
+    def probability(self, logprobs: Tensor, depth: int, shifts: Array | None = None) -> Tensor:
         """Log-probability that each is accepted.
 
         logprobs [..., n]: the head's for the n best continuations of a node, best first, at `depth`. shifts: of
         their requests, to be added to log-odds; shaped like logprobs but for trailing 1s.
         """
         self.learn()
-        first = torch.arange(logprobs.shape[-1], device=logprobs.device) == 0
+        # In numpy, wherever the head runs: many small steps on few numbers, which the caller wants on the host next.
+        claims = np.minimum(logprobs.double().cpu().numpy(), -CLOSEST)
+        odds = claims - np.log(-np.expm1(claims))
         by_claim, by_depth = self._claims.values(), self._depths.values()[min(depth, len(self._depths.trials) - 1)]
-        table = torch.from_numpy(by_claim + by_depth[:, None]).to(logprobs)
-        bounded = logprobs.clamp(max=-CLOSEST)
-        odds = bounded - torch.log(-torch.expm1(bounded))
-        bins = torch.bucketize(odds, torch.from_numpy(EDGES).to(logprobs), right=True)
-        odds = odds + torch.where(first, table[0][bins], table[1][bins])
+        ranks = np.minimum(np.arange(odds.shape[-1]), 1)
+        odds = odds + by_claim[ranks, np.searchsorted(EDGES, odds, side="right")] + by_depth[ranks]
         if shifts is not None:
             odds = odds + shifts
         # No draft is likelier than a better one beside it, and one of them at most is accepted.
-        found = torch.nn.functional.logsigmoid(odds).cummin(-1).values
-        return found - found.logsumexp(-1, keepdim=True).clamp(min=0)
+        found = np.minimum.accumulate(-np.logaddexp(0, -odds), -1)
+        found = found - np.maximum(np.logaddexp.reduce(found, -1, keepdims=True), 0)
+        return torch.from_numpy(found).to(logprobs)
 
     def expected(self, claim: float, depth: int, requests: Sequence[str]) -> Array:
         """[B, depth] probability that a first choice claimed with `claim` is accepted, for each request and depth."""
@@ -163,8 +168,8 @@ class Calibration:
     def scorer(self, requests: Sequence[str]) -> Scorer:
         """What scores a growth of these requests' trees by the probability that nodes are accepted."""
         self.learn()
-        shifts = torch.tensor([self.shift(r) for r in requests])[:, None, None]
-        return lambda logprobs, depth: self.probability(logprobs, depth, shifts.to(logprobs))
+        shifts = np.array([self.shift(r) for r in requests])[:, None, None]
+        return lambda logprobs, depth: self.probability(logprobs, depth, shifts)
 
     def shift(self, request: str) -> float:
         """How much likelier (in log-odds) this request's drafts are accepted than others'."""
@@ -191,10 +196,12 @@ class Calibration:
         columns = np.array(rows, dtype=np.float64).T
         claims, hits = columns[:2]
         depths, ranks, requests = columns[2:].astype(np.int64)
-        bins = np.searchsorted(EDGES, log_odds(claims), side="right")
+        odds = log_odds(claims)
+        bins = np.searchsorted(EDGES, odds, side="right")
         depths = np.minimum(depths, len(self._depths.trials) - 1)
-        by_claim = shifted(claims, self._claims.values()[ranks, bins])
-        by_depth = shifted(by_claim, self._depths.values()[depths, ranks])
+        odds = odds + self._claims.values()[ranks, bins]
+        by_claim = 1 / (1 + np.exp(-odds))
+        by_depth = 1 / (1 + np.exp(-odds - self._depths.values()[depths, ranks]))
         self._claims.add((ranks, bins), claims, hits)
         # Deep drafts are mostly those of requests that do well: that is not the depth's doing.
         paces = np.array([self.shift(request) for *_, request in seen])[requests]

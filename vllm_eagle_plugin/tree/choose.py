@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -40,15 +40,17 @@ class Pool(NamedTuple):
     def likeliest(self, nodes: Sequence[int]) -> Pool:
         """[n] all drafts that requests may have, likeliest first."""
         ranked = self.ranked(nodes)
-        order = np.argsort(-ranked.reached.ravel(), kind="stable")
-        order = order[ranked.reached.ravel()[order] > 0]
-        return Pool(ranked.reached.ravel()[order], ranked.opens.ravel()[order])
+        reached, opens = ranked.reached.ravel(), ranked.opens.ravel()
+        order = np.argsort(-reached, kind="stable")
+        order = order[reached[order] > 0]
+        return Pool(reached[order], opens[order])
 
     def ranked(self, nodes: Sequence[int]) -> Pool:
         """[B, n] each request's likeliest drafts, as many as it may have, -1 for those it may not."""
         order = np.argsort(-self.reached, axis=1, kind="stable")[:, : max(nodes)]
-        reached, opens = np.take_along_axis(self.reached, order, 1), np.take_along_axis(self.opens, order, 1)
-        reached[np.arange(reached.shape[1])[None] >= np.array(nodes)[:, None]] = -1
+        rows = np.arange(len(order))[:, None]
+        reached, opens = self.reached[rows, order], self.opens[rows, order]
+        reached[np.arange(reached.shape[1]) >= np.array(nodes)[:, None]] = -1
         return Pool(reached, opens)
 
     def beside(self, reached: Array, opens: NDArray[np.bool_]) -> Pool:
@@ -83,6 +85,24 @@ class Best(NamedTuple):
     rate: float
 
 
+class Rated(NamedTuple):
+    """The candidates of a growth at some depth, the chains among them (None: no better than trees), and the best."""
+
+    trees: Pool
+    chains: Pool | None
+    best: Best
+
+
+@dataclass
+class _Step:
+    """What has been worked out for a growth, by depth."""
+
+    growth: Growth
+    limits: Limits
+    follow: dict[int, Array] = field(default_factory=dict)
+    rated: dict[int, Rated] = field(default_factory=dict)
+
+
 class Chooser:
     """Chooses for a batch whose candidates are scored by the probability that they are accepted."""
 
@@ -94,6 +114,7 @@ class Chooser:
         self.costs = costs
         #: By depth: how likely a node's continuations are accepted, likeliest first.
         self._typical: dict[int, Array] = {}
+        self._step: _Step | None = None
         #: Of the last choice: expected tokens per millisecond, relative to drafting nothing.
         self.gain = 1.0
 
@@ -107,27 +128,27 @@ class Chooser:
         widest = growth.widest()
         if not widest:
             return False
-        candidates, depth, batch = growth.candidates(), growth.depth, growth.batch
-        now = _follow(candidates, depth)
+        step, depth, batch = self._of(growth, limits), growth.depth, growth.batch
+        now = self._follow(step, depth)
         usual = self._typical.get(depth + 1, now)
         likely = min(now.shape[-1], usual.shape[-1])
         given = (now[:, :likely] + usual[..., :likely]) / 2
-        found, only = _pool(candidates, limits), np.array(limits.chains)
-        latest = np.maximum(found.reached[:, candidates.depths[0].cpu().numpy() == depth], 0)
+        found, chains, so_far = self._rated(step)
+        latest = np.maximum(found.reached[:, growth.candidates().depths[0].cpu().numpy() == depth], 0)
         beams = np.concatenate([latest[:, :1], -np.sort(-latest[:, 1:], 1)], 1)[:, :widest]  # the chain's comes first
         beams[np.array(limits.levels) <= depth] = 0
         ahead = beams[:, :, None] * given[:, None, :]
-        ahead[only, :, 1:] = 0
+        ahead[np.array(limits.chains), :, 1:] = 0
         opens = np.broadcast_to(np.arange(likely) > 0, ahead.shape)
-        spent, chains = self._spent(growth), self._chains(candidates, found)
-        best = self._better(found, chains, limits, batch, spent).rate
-        goes_on = False
+        spent, best, goes_on = self._spent(growth), so_far.rate, False
         for k in sorted({1, 2, widest // 2, widest} - {0}):
             if k > widest:
                 continue
-            trees = found.beside(ahead[:, :k].reshape(batch, -1), opens[:, :k].reshape(batch, -1))
+            more, level = ahead[:, :k].reshape(batch, -1), float(self.costs.level(batch * k))
+            if more.sum() <= best * level:
+                continue  # not even if verifying them cost nothing
+            trees = found.beside(more, opens[:, :k].reshape(batch, -1))
             longer = chains.beside(ahead[:, 0, :1], opens[:, 0, :1]) if chains and k == 1 else None
-            level = float(self.costs.level(batch * k))
             rate = self._better(trees, longer, limits, batch, spent + level).rate
             if rate > best:
                 best, goes_on, growth.narrow = rate, True, k
@@ -135,11 +156,9 @@ class Chooser:
 
     def budgets(self, growth: Growth, limits: Limits) -> Chosen:
         """Nodes of each request: together those that are expected to pay, likeliest first; maybe none."""
-        candidates = growth.candidates()
-        self._remember(candidates, growth.depth)
-        found = _pool(candidates, limits)
-        chains = self._chains(candidates, found)
-        pool, size, rate = self._better(found, chains, limits, growth.batch, self._spent(growth))
+        step, self._step = self._of(growth, limits), None
+        self._remember(step)
+        found, _, (pool, size, rate) = self._rated(step)
         self.gain = rate / self.costs.plain(growth.batch)
         # Of equally likely ones those of earlier requests are taken, so that exactly `size` are.
         ranked = pool.ranked(limits.nodes).reached
@@ -150,6 +169,26 @@ class Chooser:
             there = (pool.reached >= 0).sum(1).tolist()
             chosen = [max(n, min(t, a)) for n, t, a in zip(chosen, limits.trials, there, strict=True)]
         return Chosen(chosen, pool is not found)
+
+    def _of(self, growth: Growth, limits: Limits) -> _Step:
+        if self._step is None or self._step.growth is not growth or self._step.limits is not limits:
+            self._step = _Step(growth, limits)
+        return self._step
+
+    def _rated(self, step: _Step) -> Rated:
+        """What the candidates so far are worth."""
+        growth, depth = step.growth, step.growth.depth
+        if depth not in step.rated:
+            found = _pool(growth.candidates(), step.limits)
+            chains = self._chains(growth.candidates(), found)
+            best = self._better(found, chains, step.limits, growth.batch, self._spent(growth))
+            step.rated[depth] = Rated(found, chains, best)
+        return step.rated[depth]
+
+    def _follow(self, step: _Step, depth: int) -> Array:
+        if depth not in step.follow:
+            step.follow[depth] = _follow(step.growth.candidates(), depth)
+        return step.follow[depth]
 
     def _chains(self, candidates: Candidates, found: Pool) -> Pool | None:
         """The chain of each request; None while branches cost nothing: then it is never better than the tree."""
@@ -170,9 +209,10 @@ class Chooser:
         rows = growth.batch * np.array(growth.widths, dtype=np.float64)
         return float(self.costs.first(growth.batch)) + float(self.costs.level(rows).sum())
 
-    def _remember(self, candidates: Candidates, depth: int) -> None:
+    def _remember(self, step: _Step) -> None:
+        depth = step.growth.depth
         for level in range(1, depth + 1):
-            found = _follow(candidates, level).mean(0)
+            found = self._follow(step, level).mean(0)
             usual = self._typical.get(level)
             if usual is None or len(usual) != len(found):
                 self._typical[level] = found
@@ -201,7 +241,7 @@ def _follow(candidates: Candidates, depth: int) -> Array:
     at = at.cpu().numpy()
     # -1, the root, is certain.
     above = np.concatenate([reached, np.ones_like(reached[:, :1])], 1)
-    above = np.take_along_axis(above, parents, 1)
+    above = above[np.arange(len(above))[:, None], parents]
     beams = len(set(parents[0].tolist()))
     below, above = (a.reshape(len(a), beams, -1) for a in (reached[:, at], above))
     return np.asarray(below.sum(1) / np.maximum(above.sum(1), 1e-9))

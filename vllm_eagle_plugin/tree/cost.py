@@ -42,15 +42,24 @@ class Curve:
         self.rows = np.array(sorted(measured), dtype=np.float64)
         self.ms = np.maximum.accumulate([max(0.0, float(measured[n])) for n in sorted(measured)])
         self.correction = 1.0
+        #: `ms` at every number of rows up to the most asked for: a step asks for many sizes, and for each many times.
+        self._table = np.empty(0)
 
     def __call__(self, rows: ArrayLike) -> NDArray[np.float64]:
-        """Milliseconds for each of `rows`."""
-        asked = np.asarray(rows, dtype=np.float64)
+        """Milliseconds for each of `rows`, whole numbers."""
+        asked = rows if isinstance(rows, int) else np.asarray(rows, dtype=np.int64)
+        most = asked if isinstance(asked, int) else int(asked.max(initial=0))
+        if most >= len(self._table):
+            self._table = self._up_to(max(63, 2 * most))
+        return np.asarray(self._table[asked] * self.correction)
+
+    def _up_to(self, most: int) -> NDArray[np.float64]:
+        asked = np.arange(most + 1)
         ms = np.interp(asked, self.rows, self.ms)
         if len(self.rows) > 1:
             slope = (self.ms[-1] - self.ms[-2]) / (self.rows[-1] - self.rows[-2])
             ms = ms + slope * np.maximum(0.0, asked - self.rows[-1])
-        return ms * self.correction
+        return ms
 
     def observe(self, rows: int, ms: float) -> None:
         """Move the correction towards what a step took; an outlier moves it no further than twice as slow would."""

@@ -147,13 +147,13 @@ class GainController:
         gains = np.concatenate([np.zeros((batch, 1)), accepted.cumprod(1).cumsum(1)], 1)
         drafting = self.costs.level(batch * self._widths).cumsum()
         fixed = np.concatenate([[self.costs.idle(batch)], float(self.costs.first(batch)) + np.r_[0.0, drafting]])
-        plain = float(self.costs.verify(batch))
+        plain, each = float(self.costs.verify(batch)), np.arange(batch)[:, None]
         # At first all as long as each other; then, at the price that the best so far puts on a row, each by itself.
         chosen = np.broadcast_to(levels, gains.shape)
         best, rate = np.zeros(batch, dtype=np.int64), self.WORTH * self.costs.plain(batch)
         for _ in range(4):
             rows = self._sizes[chosen].sum(0)
-            rates = (batch + np.take_along_axis(gains, chosen, 1).sum(0)) / (fixed + self.costs.verify(batch + rows))
+            rates = (batch + gains[each, chosen].sum(0)) / (fixed + self.costs.verify(batch + rows))
             most = 1 + int(rates[1:].argmax())
             if rates[most] <= rate:
                 break

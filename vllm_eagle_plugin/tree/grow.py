@@ -89,6 +89,7 @@ class Growth:
         self.widths: list[int] = []
         self.narrow: int | None = None
         self._levels: list[Candidates] = []
+        self._all: Candidates | None = None
         self._total = 0
         #: Of the beams drafted from last: their place among all candidates, their scores and what they see.
         self._at = self._scores = self._visible = torch.empty(0)
@@ -127,9 +128,10 @@ class Growth:
 
     def candidates(self) -> Candidates:
         """Everything so far."""
-        return Candidates(
-            *(torch.cat([getattr(level, f.name) for level in self._levels], 1) for f in fields(Candidates))
-        )
+        if self._all is None:
+            names = [f.name for f in fields(Candidates)]
+            self._all = Candidates(*(torch.cat([getattr(level, n) for level in self._levels], 1) for n in names))
+        return self._all
 
     def _add(self, logprobs: Tensor) -> None:
         """Adds the children of the beams [B, k], whose log-probabilities are [B, k, V]."""
@@ -144,6 +146,7 @@ class Growth:
         depths = torch.full_like(tokens, self.depth + 1)
         level = Candidates(*(t.flatten(1) for t in (tokens, parents, claims, scores, depths, on_chain)))
         self._levels.append(level)
+        self._all = level if len(self._levels) == 1 else None
         self._total += level.tokens.shape[1]
 
     def _next_beams(self) -> Beams:

@@ -75,7 +75,7 @@ class StepCost(Curve):
         self._covariance -= np.outer(seen, seen) / scatter
         overhead, row, _, speed = self._state[:4]
         found = self.measured * (1 + speed + self._state[4:]) + overhead + row * self.rows
-        self.ms = np.maximum(never_falling(found), 1e-6)
+        self.ms, self._table = np.maximum(never_falling(found), 1e-6), np.empty(0)
 
     def _shares(self, rows: int) -> Array:
         """[sizes] the weights by which this many rows lie between measured sizes, or behind the last two."""
