@@ -2,8 +2,8 @@
 
 For every head, at every k, greedy and sampled: acceptance length in vLLM's scheduler. Then, one request at a time and
 on fewer questions, what it buys: milliseconds of drafting, and speed against plain decoding in the same interleaved
-run. Each measurement is kept in FOLDER/runs as soon as it is there; run again, the command goes on with what is
-missing. One JSON file, one table and one picture of all of them follow.
+run. FOLDER/heads.json takes in each measurement as soon as it is there; run again, the command goes on with what is
+missing, and heads can be added. A table and a picture of all of them follow.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from ..command import run_function
 from ..errors import HeadError, UsageError
 from .acceptance import measure, one_engine, workload
 from .compare import compare
-from .heads_report import draw, head_config, summarise, table
+from .heads_report import draw, table
+from .heads_store import Store, head_config
 from .methods import Method, check_head, engine_options, head_sha256
 from .prompts import Question, fingerprint, first_turns, read_prompts
-from .schema import AcceptanceResult, read_result
 from .session import Sampling
-from .speed import Compare
 
 
 def main(
@@ -54,20 +53,16 @@ def main(
         if ks[-1] > limit_of:
             raise UsageError(f"k = {ks[-1]} for {head}", f"It drafts {limit_of} tokens at most", "Pass smaller -k")
     questions = first_turns(read_prompts(prompts, limit))
-    (output / "runs").mkdir(parents=True, exist_ok=True)
-    asking = Asking(target, questions, prompts, engine_options(engine_args), output / "runs")
-    lengths = {
-        name: [
-            run
-            for at in ks
-            for run in asking.lengths(head, at, [Sampling(heat, max_tokens) for heat in temperatures], concurrency)
-        ]
-        for name, head in named.items()
-    }
+    output.mkdir(parents=True, exist_ok=True)
+    about = (target, prompts, fingerprint(questions), len(questions), max_tokens, concurrency)
+    asking = Asking(questions, engine_options(engine_args), Store.open(output / "heads.json", *about))
+    for head in heads:
+        for at in ks:
+            asking.lengths(head, at, temperatures)
     few = Sampling(0.0, speed_tokens)
-    speeds = {name: asking.speeds(head, ks, few, speed_questions) for name, head in named.items() if speed_questions}
-    result = summarise(named, lengths, speeds, few)
-    (output / "heads.json").write_text(result.model_dump_json(indent=1) + "\n")
+    for head in heads if speed_questions else ():
+        asking.speeds(head, ks, questions[:speed_questions], few)
+    result = asking.store.found
     (output / "heads.md").write_text(table(result))
     draw(result, output / "heads.svg")
     Console(highlight=False, markup=False).print(table(result))
@@ -75,62 +70,48 @@ def main(
 
 @dataclass
 class Asking:
-    """What is asked of every head, and the folder that keeps what came of it."""
+    """What is asked of every head, and where the answers go."""
 
-    target: str
     questions: list[Question]
-    prompts: str
     options: dict[str, Any]
-    kept: Path
+    store: Store
 
-    def lengths(self, head: Path, k: int, samplings: Sequence[Sampling], concurrency: int) -> list[AcceptanceResult]:
-        """Acceptance at one k for each sampling, by one engine for all that is missing."""
-        files = {sampling: self._file(head, f"k{k}-T{sampling.temperature:g}") for sampling in samplings}
-        missing = [sampling for sampling, file in files.items() if not file.exists()]
-        if missing:
-            print(f"{head.name}, k = {k}, T = {', '.join(f'{s.temperature:g}' for s in missing)}", flush=True)
-            with one_engine(self.target, method(head, k), self.options) as worker:
-                for sampling in missing:
-                    about = (self.target, str(head), self.questions, self.prompts, sampling, concurrency)
-                    run = measure(worker, self.questions, sampling, concurrency, workload(worker, *about))
-                    _keep(run, run.eagle.partial, files[sampling])
-        runs = [read_result(file, AcceptanceResult) for file in files.values()]
-        for (sampling, file), run in zip(files.items(), runs, strict=True):
-            work = run.eagle.workload
-            self._check(file, sampling, work.target, work.prompts_sha256, work.max_tokens, self.questions)
-        return runs
+    def lengths(self, head: Path, k: int, temperatures: Sequence[float]) -> None:
+        """Acceptance at one k, by one engine for all temperatures that are missing."""
+        about, weights = self.store.found, _weights(head)
+        missing = [heat for heat in temperatures if not self.store.has_length(head.name, weights, k, heat)]
+        if not missing:
+            return
+        print(f"{head.name}, k = {k}, T = {', '.join(f'{heat:g}' for heat in missing)}", flush=True)
+        with one_engine(about.target, method(head, k), self.options) as worker:
+            for heat in missing:
+                sampling = Sampling(heat, about.max_tokens)
+                asked = (about.target, str(head), self.questions, about.prompts, sampling, about.concurrency)
+                work = workload(worker, *asked)
+                run = measure(worker, self.questions, sampling, about.concurrency, work)
+                _whole(run.eagle.partial)
+                self.store.add_length(head, weights, run)
 
-    def speeds(self, head: Path, ks: Sequence[int], sampling: Sampling, limit: int) -> Compare:
+    def speeds(self, head: Path, ks: Sequence[int], questions: list[Question], sampling: Sampling) -> None:
         """Every k against plain decoding, all engines up together, one request at a time."""
-        file, questions = self._file(head, f"speed-k{'-'.join(map(str, ks))}"), self.questions[:limit]
-        if not file.exists():
-            print(f"{head.name}, speed", flush=True)
-            methods = [method(head, at) for at in ks]
-            found = compare(self.target, methods, questions, self.prompts, sampling, 1, 1, self.options)
-            _keep(found, found.partial, file)
-        run = read_result(file, Compare)
-        self._check(file, sampling, run.target, run.prompts_sha256, run.max_tokens, questions)
-        return run
-
-    def _file(self, head: Path, what: str) -> Path:
-        weights = (head_sha256(str(head)) or "hub")[:8]  # a head that was trained on is measured anew
-        return self.kept / f"{head.name}-{weights}-{what}.json"
-
-    def _check(
-        self, file: Path, sampling: Sampling, target: str, sha256: str, tokens: int, questions: Sequence[Question]
-    ) -> None:
-        if (target, sha256, tokens) != (self.target, fingerprint(list(questions)), sampling.max_tokens):
-            raise UsageError(
-                f"{file} is of another target or other questions", "", "Choose another --output, or remove it"
-            )
+        about, weights = self.store.found, _weights(head)
+        if all(self.store.has_speed(head.name, weights, k, len(questions), sampling.max_tokens) for k in ks):
+            return
+        print(f"{head.name}, speed", flush=True)
+        methods = [method(head, at) for at in ks]
+        run = compare(about.target, methods, questions, about.prompts, sampling, 1, 1, self.options)
+        _whole(run.partial)
+        self.store.add_speeds(head, weights, run)
 
 
-def _keep(run: AcceptanceResult | Compare, partial: str | None, file: Path) -> None:
+def _weights(head: Path) -> str:
+    """Says which weights they are: a head that was trained on is measured anew."""
+    return (head_sha256(str(head)) or "hub")[:8]
+
+
+def _whole(partial: str | None) -> None:
     if partial:
         raise HeadError(f"the run ended early: {partial.rstrip('.')}", "", "Run the command again")
-    half = file.with_suffix(".part")
-    half.write_text(run.model_dump_json() + "\n")
-    half.replace(file)
 
 
 def method(head: Path, k: int) -> Method:

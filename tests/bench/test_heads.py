@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from vllm_eagle_plugin.benchmarks import heads
 from vllm_eagle_plugin.benchmarks.environment import environment
 from vllm_eagle_plugin.benchmarks.heads import main
-from vllm_eagle_plugin.benchmarks.heads_report import Heads, parameters
+from vllm_eagle_plugin.benchmarks.heads_store import Heads, parameters
 from vllm_eagle_plugin.benchmarks.interleave import row
 from vllm_eagle_plugin.benchmarks.methods import Method
 from vllm_eagle_plugin.benchmarks.prompts import Question, fingerprint
@@ -107,19 +107,22 @@ def test_every_k_of_every_head_greedy_and_sampled(asked: Asked, tmp_path: Path) 
     assert [m.speculative.get("method") for m in asked.engines] == [None] * 6 + ["medusa"] * 6, "one for both T"
     assert [[m.k for m in methods] for methods in asked.speeds] == [list(ks)] * 2, "all k together"
     result = read_result(output / "heads.json", Heads)
-    keys = [(r.head, r.temperature, r.num_speculative_tokens) for r in result.rows]
-    assert sorted(keys) == [(h, t, k) for h in names for t in (0.0, 1.0) for k in ks]
-    assert {r.parameters for r in result.rows} == {12}
-    greedy = {r.num_speculative_tokens: r for r in result.rows if r.temperature == 0}
-    assert greedy[3].draft_ms == 12.0
-    assert greedy[3].speedup.value > 1
-    assert {r.speedup for r in result.rows if r.temperature} == {None}, "speed is measured greedily"
-    assert greedy[3].acceptance_length == acceptance_result(seed=3).eagle.acceptance.acceptance_length
-    assert (result.questions, result.speed_questions, result.speed_tokens) == (4, 2, 16)
+    keys = [(r.head, r.num_speculative_tokens, r.temperature) for r in result.lengths]
+    assert keys == asked.lengths
+    assert {r.parameters for r in result.lengths} == {12}
+    third = next(r for r in result.lengths if r.num_speculative_tokens == 3 and not r.temperature)
+    assert third.acceptance_length == acceptance_result(seed=3).eagle.acceptance.acceptance_length
+    speed = result.speeds[2]
+    assert (speed.num_speculative_tokens, speed.draft_ms, speed.step_ms, speed.plain_ms) == (3, 12.0, 33.0, 30.0)
+    assert speed.speedup.value > 1
+    assert len(result.speeds) == 12, "greedily, every k"
+    assert (result.questions, speed.questions, speed.max_tokens) == (4, 2, 16)
     lines = (output / "heads.md").read_text().splitlines()
     assert len(lines) == 2 + 4
-    assert lines[0].count("k = ") == 7
-    assert f"{greedy[3].acceptance_length.value:.2f}" in lines[2]
+    assert lines[0].count("k = ") == 8
+    assert f"{third.acceptance_length.value:.2f} ±" in lines[2]
+    assert lines[2].split(" | ")[9] == "12.0"
+    assert lines[3].split(" | ")[9:] == ["", "", " |"], "speed is measured greedily"
     assert (output / "heads.svg").read_text().startswith("<?xml")
 
 
@@ -127,8 +130,8 @@ def test_without_speeds(asked: Asked, tmp_path: Path) -> None:
     run([make_head(tmp_path / "one")], tmp_path / "out", k=[1, 2], speed_questions=0)
     assert asked.speeds == []
     result = read_result(tmp_path / "out" / "heads.json", Heads)
-    assert {(r.speedup, r.draft_ms) for r in result.rows} == {(None, None)}
-    assert result.speed_questions == 0
+    assert len(result.lengths) == 4
+    assert result.speeds == []
 
 
 def test_what_was_measured_is_kept(asked: Asked, tmp_path: Path) -> None:
@@ -140,10 +143,17 @@ def test_what_was_measured_is_kept(asked: Asked, tmp_path: Path) -> None:
     assert len(asked.speeds) == 2
     run([first], tmp_path / "out", k=[2], speed_questions=0)
     assert asked.lengths[4:] == [("one", 2, 1.0)], "only the temperature that was missing"
+    run([second], tmp_path / "out", k=[1, 2], temperature=[0.0], speed_questions=3)
+    assert len(asked.speeds) == 3, "on more questions, in place of the earlier ones"
+    result = read_result(tmp_path / "out" / "heads.json", Heads)
+    assert [(r.head, r.questions) for r in result.speeds] == [("one", 2)] * 2 + [("two", 3)] * 2
+    assert len(result.environments) == 1
     save_file({"fc.weight": torch.ones(3, 4)}, first / "model.safetensors")
     run([first], tmp_path / "out", k=[1, 2], temperature=[0.0])
     assert asked.lengths[5:] == [("one", 1, 0.0), ("one", 2, 0.0)], "trained on since"
-    for changed in ({"limit": 3}, {"max_tokens": 90}, {"speed_tokens": 17}, {"speed_questions": 3}):
+    result = read_result(tmp_path / "out" / "heads.json", Heads)
+    assert len([r for r in result.lengths if r.head == "one"]) == 2, "nothing of the earlier weights is left"
+    for changed in ({"limit": 3}, {"max_tokens": 90}):
         with pytest.raises(UsageError, match="other questions"):
             run([first], tmp_path / "out", k=[1, 2], temperature=[0.0], **changed)
 
@@ -153,7 +163,7 @@ def test_an_interrupted_run_is_not_kept(asked: Asked, tmp_path: Path) -> None:
     head = make_head(tmp_path / "one")
     with pytest.raises(HeadError, match=r"ended early: interrupted\. Run the command again"):
         run([head], tmp_path / "out", k=[1], temperature=[0.0])
-    assert list((tmp_path / "out" / "runs").iterdir()) == []
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_what_cannot_be_compared(asked: Asked, tmp_path: Path) -> None:
@@ -184,9 +194,9 @@ def test_real_heads(language: Language, tmp_path: Path) -> None:
         **changes,
     })  # fmt: skip
     result = read_result(tmp_path / "out" / "heads.json", Heads)
-    for found in result.rows:
+    for found in result.lengths:
         k = found.num_speculative_tokens
         steps = [a for i in range(4) for a in language.accepted([i] * 3, 20, k)]
         assert found.acceptance_length.value == pytest.approx(1 + sum(steps) / len(steps))
-        assert found.draft_ms > 0
-    assert [r.num_speculative_tokens for r in result.rows] == [1, 2]
+    assert all(found.draft_ms > 0 for found in result.speeds)
+    assert [r.num_speculative_tokens for r in result.lengths] == [1, 2]
