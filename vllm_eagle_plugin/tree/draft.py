@@ -146,12 +146,11 @@ class TreeHeadProposer(TreeDrafting, HeadProposer):
             return False  # the head must read now: later there would be more than a pass can take
         self.plan = None
         aux = state.aux_hidden_states if runner.use_aux_hidden_state_outputs else None
-        starts = runner.query_start_loc.np
-        for index, request in enumerate(runner.input_batch.req_ids):
-            own = slice(int(starts[index]), int(starts[index]) + runner.sampled[index])
-            hidden = torch.cat([h[own] for h in aux], -1) if aux else state.hidden_states[own].clone()
-            unread = Unread(runner.input_ids.gpu[own].clone(), runner.positions[own].clone(), hidden)
-            self.backlog.add(request, unread)
+        hidden = torch.cat(aux, -1) if aux else state.hidden_states
+        starts, ids, positions = runner.query_start_loc.np.tolist(), runner.input_ids.gpu, runner.positions
+        for request, start, sampled in zip(runner.input_batch.req_ids, starts, runner.sampled, strict=False):
+            own = slice(start, start + sampled)
+            self.backlog.add(request, Unread(ids[own].clone(), positions[own].clone(), hidden[own].clone()))
         return True
 
     def forget(self, request: str) -> None:

@@ -60,6 +60,8 @@ class GainController:
     #: Drafting that has begun goes on until it is expected to yield less than this share of drafting nothing: near
     #: one, chance decides, and drafting is how to know better.
     WORTH = 0.98
+    #: Steps after which lengths are weighed again though no draft was verified since: costs have changed little.
+    AGAIN = 8
 
     _requests: dict[str, _Request] = field(default_factory=dict)
     _chosen: Counter[int] = field(default_factory=Counter)
@@ -67,6 +69,10 @@ class GainController:
     _step: int = 0
     _tried: int = -1_000_000
     _gap: float = 0.0
+    #: The lengths weighed last, of whom, and when.
+    _lengths: list[int] = field(default_factory=list)
+    _weighed: list[str] = field(default_factory=list)
+    _weighed_at: int = 0
 
     def __post_init__(self) -> None:
         sizes, widths = extent(self.shape)
@@ -81,9 +87,11 @@ class GainController:
     def limits(self, requests: Sequence[str]) -> list[int]:
         self._step += 1
         states = [self._requests.setdefault(r, _Request()) for r in requests]
-        best = self._best(self._acceptance.expected(self.CLAIM, self.maximum, requests)).tolist()
+        if self._acceptance.news or self._weighed != requests or self._step - self._weighed_at >= self.AGAIN:
+            self._lengths = self._best(self._acceptance.expected(self.CLAIM, self.maximum, requests)).tolist()
+            self._weighed, self._weighed_at = list(requests), self._step
         further = self._step % self.probe_every == 0  # else what is deeper would never be known
-        for state, length in zip(states, best, strict=True):
+        for state, length in zip(states, self._lengths, strict=True):
             length = max(length, self.minimum)
             asleep = length == 0
             if not asleep:

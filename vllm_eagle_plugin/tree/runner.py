@@ -55,7 +55,12 @@ class ScheduledTree:
 class Clock:
     """Times the parts of steps, for costs to follow. Stands still where ranks must decide alike."""
 
+    #: Of steps that verified nothing, one in so many is told of: they say how fast the machine is and nothing else,
+    #: and where nothing is drafted each of them should cost what it costs without us.
+    PLAIN = 4
+
     def __init__(self, runs: bool) -> None:
+        self._plain = 0
         self._runs, self._started, self._step_started, self._drafted = runs, 0.0, 0.0, 0.0
 
     def start_step(self) -> None:
@@ -71,9 +76,10 @@ class Clock:
         if self._runs and curve:
             curve.observe(rows, ms)
 
-    def observe_step(self, costs: CostModel, rows: int, branches: int) -> None:
-        """Tell `costs` how long all else of the step took that verified this."""
-        if self._runs:
+    def observe_step(self, costs: CostModel, drafts: int, rows: int, branches: int) -> None:
+        """Tell `costs` how long all else of the step took, in which `rows` rows were verified, `drafts` of them drafts."""
+        self._plain = 0 if drafts else (self._plain + 1) % self.PLAIN
+        if self._runs and not self._plain:
             costs.verify.observe(rows, (perf_counter() - self._step_started) * 1e3 - self._drafted, branches)
 
 
@@ -174,12 +180,13 @@ class TreeRunner(Base):
     def sample_tokens(self, grammar_output: Any) -> Any:
         self._state = self.execute_model_state
         branches = sum(s.tree.branches for s in self._scheduled)
-        rows = self.input_batch.num_reqs + sum(len(s.tree) for s in self._scheduled)
+        drafts = sum(len(s.tree) for s in self._scheduled)
+        rows = self.input_batch.num_reqs + drafts
         decodes = self._state is not None and self._only_decodes()
         try:
             output = super().sample_tokens(grammar_output)
             if decodes:
-                self.clock.observe_step(self.drafter.planner.costs, rows, branches)
+                self.clock.observe_step(self.drafter.planner.costs, drafts, rows, branches)
         finally:
             self._state, self._scheduled = None, []
         if torch.is_tensor(self._draft_token_ids):  # too close to the longest length to draft: vLLM's zeros
