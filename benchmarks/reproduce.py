@@ -27,6 +27,7 @@ from .history import Line, append, changes, figures, read
 from .methods import head_sha256
 from .prompts import BUILTIN
 from .tables import tables, with_bounds
+from .worthless import write_worthless
 
 HISTORY = Path("benchmarks/history.jsonl")
 #: Where `vllm-eagle demo` works; its target and converted head.
@@ -35,9 +36,12 @@ DEMO = (str(WORK / "target"), str(WORK / "head"))
 EXACT = {"dtype": "float32", "max_model_len": 1024, "enforce_eager": True}
 FAST = {**EXACT, "dtype": "bfloat16"}
 NAMES = (
-    "demo", "acceptance", "compare", "sweep", "trees", "tree_lengths", "tree_lengths_sampled", "draft_step",
-    "convert_speed",
+    "demo", "acceptance", "compare", "sweep", "trees", "tree_lengths", "tree_lengths_sampled", "worthless_1",
+    "worthless_8", "worthless_32", "draft_step", "convert_speed",
 )  # fmt: skip
+#: A copy of the head with random weights; how many are asked at a time, and how many questions.
+WORTHLESS = Path("artifacts/worthless")
+BATCHES = {"worthless_1": (1, 8), "worthless_8": (8, 32), "worthless_32": (32, 80)}
 #: What --quick asks of the `bench` verbs: as many questions as the largest batch has.
 QUICK = ["--limit", "8", "--max-tokens", "12"]
 
@@ -68,6 +72,8 @@ def main(
     # The demo is of its own models, and as quick as it gets.
     usual = [name for name in NAMES if name != "demo" or ((target, head) == DEMO and not quick)]
     chosen = [name for name in NAMES if name in (only or usual)]
+    if any(name in BATCHES for name in chosen):
+        write_worthless(head, WORTHLESS)
     done: list[str] = []
     failed: list[str] = []
     stopped = False
@@ -119,7 +125,7 @@ def arguments(
     if name == "convert_speed":
         few = ["--width", "1024", "--inner", "1024", "--vocab", "4096", "--rounds", "1"] if quick else []
         return ["vllm_eagle_plugin.benchmarks.convert_speed", f"--json={file}", *few]
-    verb, how = bench(name, head)
+    verb, how = bench(name, str(WORTHLESS) if name in BATCHES else head)
     written = [f"--output={file}", f"--html={file.with_suffix('.html')}", f"--plot={file.with_suffix('.png')}"]
     others = [part for other in beside for part in ("--head", other)] if name == "compare" else []
     asked = ["--target", target, "--prompts", prompts, *how, *others, *(QUICK if quick else [])]
@@ -137,19 +143,8 @@ def bench(name: str, head: str) -> tuple[str, list[str]]:
     if name == "acceptance":
         return "acceptance", ["--head", head, "-k", "3", "--max-tokens", "128", "--concurrency", "8", *exact]
     if name == "compare":
-        return "compare", [
-            "--head",
-            head,
-            "--method",
-            "ngram",
-            "-k",
-            "3",
-            "--max-tokens",
-            "64",
-            "--limit",
-            "16",
-            *exact,
-        ]
+        few = ["-k", "3", "--max-tokens", "64", "--limit", "16"]
+        return "compare", ["--head", head, "--method", "ngram", *few, *exact]
     if name == "sweep":
         batches = ["--batch", "1", "--batch", "4", "--synthetic", "2.5"]
         return "sweep", ["--head", head, "-k", "4", *batches, "--max-tokens", "48", "--limit", "8", *exact]
@@ -157,6 +152,11 @@ def bench(name: str, head: str) -> tuple[str, list[str]]:
         chains = [*way(1), *way(2), *way(4, adaptive=True)]
         trees = [*way(8, tree="auto"), *way(8, tree={"kind": "dynamic", "depth": 3})]
         return "compare", [*chains, *trees, "--max-tokens", "64", "--limit", "12", *fast]
+    if name in BATCHES:
+        at_once, questions = BATCHES[name]
+        ways = [*way(4, adaptive=True), *way(8, tree="auto")]
+        long = ["--max-tokens", "128", "--ignore-eos", "--limit", str(questions), "--concurrency", str(at_once)]
+        return "compare", [*ways, *long, *fast]
     ways = [*way(5), *way(16, tree={"kind": "dynamic", "depth": 5})]
     temperature = "1" if name == "tree_lengths_sampled" else "0"
     return "compare", [*ways, "--temperature", temperature, "--max-tokens", "64", "--concurrency", "8", *exact]

@@ -19,6 +19,9 @@ TITLES = {
     "trees": "Trees and adaptive length, speed (docs/trees.md)",
     "tree_lengths": "Trees against the chain of their depth, T = 0 (docs/trees.md)",
     "tree_lengths_sampled": "Trees against the chain of their depth, T = 1 (docs/trees.md)",
+    "worthless_1": "A head of random weights, one request at a time (docs/trees.md)",
+    "worthless_8": "A head of random weights, 8 at a time (docs/trees.md)",
+    "worthless_32": "A head of random weights, 32 at a time (docs/trees.md)",
     "draft_step": "A draft step, and the plugin unused (README)",
     "convert_speed": "Converting (README, docs/conversion.md)",
 }

@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from vllm_eagle_plugin.benchmarks import reproduce
 from vllm_eagle_plugin.benchmarks.history import Line, apart, changes, read
 from vllm_eagle_plugin.benchmarks.schema import Figure
+from vllm_eagle_plugin.benchmarks.worthless import write_worthless
 
 from vllm_eagle_plugin.errors import HeadError, UsageError
 
@@ -48,6 +52,13 @@ def runner(asked: list[str], broken: str = "") -> Callable[[list[str]], int]:
 def main(folder: Path, **changes: Any) -> None:
     options = {"prompts": "builtin", "beside": None, "history": folder / "history.jsonl", "only": None, "quick": False}
     reproduce.main(**{"target": "t", "head": "h", "output": folder, **options, **changes})
+
+
+@pytest.fixture(autouse=True)
+def worthless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(reproduce, "WORTHLESS", tmp_path / "worthless")
+    monkeypatch.setattr(reproduce, "write_worthless", lambda head, folder: folder.mkdir(exist_ok=True))
+    return tmp_path / "worthless"
 
 
 def test_everything_leaves_a_table_and_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,6 +95,31 @@ def test_other_heads_are_compared(tmp_path: Path) -> None:
     heads = {n: [what for flag, what in pairwise(a) if flag == "--head"] for n, a in found.items()}
     assert heads["compare"] == ["h", "a", "b"]
     assert heads["sweep"] == heads["acceptance"] == ["h"]
+
+
+def test_random_weights_are_those_of_no_head(tmp_path: Path) -> None:
+    """They are as many and as large, what is not a matrix stays, and whoever loads them finds nothing amiss."""
+    head = tmp_path / "head"
+    head.mkdir()
+    (head / "config.json").write_text("{}")
+    tensors = {
+        "fc.weight": torch.ones(64, 32) + torch.arange(32.0),
+        "norm.weight": torch.ones(8),
+        "d2t": torch.arange(4),
+    }
+    save_file(tensors, head / "model.safetensors", metadata={"format": "pt", "sha": "1"})
+    found = write_worthless(str(head), tmp_path / "noise")
+    noise = load_file(found / "model.safetensors")
+    assert torch.equal(noise["norm.weight"], tensors["norm.weight"])
+    assert torch.equal(noise["d2t"], tensors["d2t"])
+    assert noise["fc.weight"].std().item() == pytest.approx(tensors["fc.weight"].std().item(), rel=0.1)
+    both = torch.stack([noise["fc.weight"].flatten(), tensors["fc.weight"].flatten()])
+    assert abs(torch.corrcoef(both)[0, 1].item()) < 0.1
+    with safe_open(found / "model.safetensors", "pt") as opened:
+        assert opened.metadata() == {"format": "pt", "sha": "1"}
+    assert (found / "config.json").exists()
+    with pytest.raises(UsageError, match="someone/head is no folder"):
+        write_worthless("someone/head", tmp_path / "noise")
 
 
 def test_a_failure_spares_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,6 +191,6 @@ def test_quick_run_of_everything(language: Language, tmp_path: Path) -> None:
     assert {name.split(":")[0] for name in line.figures} == set(reproduce.NAMES) - {"demo"}
     lengths = {n: f.value for n, f in line.figures.items() if n.startswith("tree_lengths") and "acceptance" in n}
     assert len(lengths) == 4
-    for name in reproduce.NAMES[1:7]:
+    for name in reproduce.NAMES[1:10]:
         assert (tmp_path / f"{name}.html").stat().st_size > 10_000
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
