@@ -88,6 +88,7 @@ class Asking:
                 sampling = Sampling(heat, about.max_tokens)
                 asked = (about.target, str(head), self.questions, about.prompts, sampling, about.concurrency)
                 work = workload(worker, *asked)
+                self.store.check_engine(work.engine)
                 run = measure(worker, self.questions, sampling, about.concurrency, work)
                 _whole(run.eagle.partial)
                 self.store.add_length(head, weights, run)

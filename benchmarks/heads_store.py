@@ -97,6 +97,16 @@ class Store:
             for row in self.found.speeds
         )
 
+    def check_engine(self, engine: dict[str, Any]) -> None:
+        """Raises UsageError where the others were measured with other engine settings."""
+        if self.found.lengths and self.found.engine != engine:
+            differ = sorted(k for k in {*engine, *self.found.engine} if engine.get(k) != self.found.engine.get(k))
+            raise UsageError(
+                f"{self.file} was measured with another {', '.join(differ)}",
+                "",
+                "Choose another --output, or remove it",
+            )
+
     def add_length(self, head: Path, weights: str, run: AcceptanceResult) -> None:
         """Take in one run; what was measured of earlier weights of this head goes."""
         work, figures = run.eagle.workload, run.eagle.acceptance

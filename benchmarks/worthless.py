@@ -22,7 +22,8 @@ def write_worthless(head: str, folder: Path) -> Path:
         raise UsageError(
             f"{head} is no folder", "One with a converted head was expected, to copy it with random weights"
         )
-    shutil.copytree(head, folder, dirs_exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # what was made of another head
+    shutil.copytree(head, folder)
     noise = torch.Generator().manual_seed(0)
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:

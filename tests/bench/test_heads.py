@@ -44,6 +44,7 @@ class Asked:
         self.engines: list[Method] = []
         self.speeds: list[list[Method]] = []
         self.partial: str | None = None
+        self.engine = {"dtype": "bfloat16"}
 
     @contextlib.contextmanager
     def one_engine(self, target: str, method: Method, options: dict[str, Any]) -> Iterator[Method]:
@@ -59,6 +60,7 @@ class Asked:
                 "target": target, "head": head, "prompts_sha256": fingerprint(questions),
                 "num_speculative_tokens": session.k, "temperature": sampling.temperature,
                 "max_tokens": sampling.max_tokens, "concurrency": concurrency,
+                "engine": self.engine,
             }
         )  # fmt: skip
 
@@ -156,6 +158,16 @@ def test_what_was_measured_is_kept(asked: Asked, tmp_path: Path) -> None:
     for changed in ({"limit": 3}, {"max_tokens": 90}):
         with pytest.raises(UsageError, match="other questions"):
             run([first], tmp_path / "out", k=[1, 2], temperature=[0.0], **changed)
+
+
+def test_other_engines_are_not_mixed_in(asked: Asked, tmp_path: Path) -> None:
+    head = make_head(tmp_path / "one")
+    run([head], tmp_path / "out", k=[1])
+    asked.engine = {"dtype": "float32"}
+    before = (tmp_path / "out" / "heads.json").read_text()
+    with pytest.raises(UsageError, match="measured with another dtype"):
+        run([head], tmp_path / "out", k=[1, 2])
+    assert (tmp_path / "out" / "heads.json").read_text() == before
 
 
 def test_an_interrupted_run_is_not_kept(asked: Asked, tmp_path: Path) -> None:
