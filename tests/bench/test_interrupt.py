@@ -1,4 +1,4 @@
-"""ctrl-C in the middle: SIGINT to a real `vllm-eagle bench`, which keeps what is done and says so."""
+"""Ctrl-C, or SIGTERM, in the middle: a real `vllm-eagle bench` keeps what is done and says so."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ class Running:
         """What its progress bar says."""
         return max(map(float, re.findall(r"(\d+)%", self.shown)), default=0.0)
 
-    def interrupt(self) -> tuple[int, list[str]]:
-        """Press ctrl-C; the exit code and what was said as errors."""
-        self.process.send_signal(signal.SIGINT)
+    def interrupt(self, number: signal.Signals) -> tuple[int, list[str]]:
+        """Press ctrl-C, or what a scheduler does instead; the exit code and what was said as errors."""
+        self.process.send_signal(number)
         while self.read():
             pass
         plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.shown).replace("\r", "\n")
@@ -102,13 +102,20 @@ def start(language: Language, files: dict[str, Path]) -> Iterator[Callable[..., 
 
 
 @pytest.mark.parametrize(
-    "verb", [*(pytest.param(v, marks=pytest.mark.extended) for v in ("acceptance", "sweep")), "compare"]
+    ("verb", "number"),
+    [
+        pytest.param("acceptance", signal.SIGTERM, marks=pytest.mark.extended),
+        pytest.param("sweep", signal.SIGINT, marks=pytest.mark.extended),
+        ("compare", signal.SIGINT),
+    ],
 )
-def test_what_is_done_is_kept(start: Callable[..., Running], files: dict[str, Path], verb: str) -> None:
+def test_what_is_done_is_kept(
+    start: Callable[..., Running], files: dict[str, Path], verb: str, number: signal.Signals
+) -> None:
     running = start(verb)
     running.wait(lambda: running.percent() >= 1)
     workers = running.workers()
-    code, errors = running.interrupt()
+    code, errors = running.interrupt(number)
     assert code == 1
     assert "Traceback" not in running.shown
     assert len(errors) == 1, running.shown[-2000:]
@@ -138,7 +145,7 @@ def test_nothing_is_written_before_anything_is_known(start: Callable[..., Runnin
         assert time.monotonic() < deadline
         time.sleep(0.1)
     workers = running.workers()
-    code, errors = running.interrupt()
+    code, errors = running.interrupt(signal.SIGTERM)
     assert code == 1
     assert errors == ["error: interrupted while the engines were starting. Nothing was measured."], running.shown
     assert not files["output"].exists()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -92,6 +95,25 @@ def test_prompts_from_a_file(name, chat, tmp_path):
     assert [c.prompt.tolist() for c in rows(tmp_path / "data")] == [
         [USER, i % 20, i // 20, END, ANSWER] for i in range(40)
     ]
+
+
+@pytest.mark.engine
+def test_a_job_that_is_ended_leaves_no_engine_behind(chat, tmp_path):
+    """SIGTERM, as a scheduler sends it: whole shards stay, and vLLM's processes go too."""
+    data = tmp_path / "data"
+    command = [sys.executable, "-m", "vllm_eagle_plugin.cli", "train", "data", "--target", str(chat), "-o", str(data)]
+    options = ["--backend", "vllm", "--tokens", "90000", "--answer-tokens", "24", "--per-shard", "8"]
+    said, env = tmp_path / "said.txt", {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    with said.open("w") as file, subprocess.Popen([*command, *options], stdout=file, stderr=file, env=env) as running:
+        while running.poll() is None and len(shard_files(data)) < 2:
+            time.sleep(0.05)
+        others = psutil.Process(running.pid).children(recursive=True)
+        running.terminate()
+    assert others
+    assert not psutil.wait_procs(others, timeout=30)[1], "engines should not be left behind"
+    assert running.returncode == 130
+    assert "Traceback" not in said.read_text()
+    assert [c for file in shard_files(data) for c in read_shard(file)]
 
 
 @pytest.mark.engine
