@@ -49,7 +49,7 @@ def _lengths(axis: Any, groups: Sequence[Group]) -> None:
 def bars(
     axis: Any, names: Sequence[str], series: Sequence[Sequence[Figure]], colours: list[str], labels: list[str]
 ) -> None:
-    """Horizontal bars with whiskers, the first on top."""
+    """Horizontal bars with whiskers and their figures, the first on top."""
     height = 0.8 / len(series)
     for i, (figures, colour, label) in enumerate(zip(series, colours, labels, strict=True)):
         for row, figure in enumerate(figures):
@@ -59,6 +59,10 @@ def bars(
             axis.barh(y, figure.value, 0.9 * height, color=colour, label=label if row == 0 else None)
             if figure.low is not None and figure.high is not None:
                 axis.plot([figure.low, figure.high], [y, y], color=INK, linewidth=1.4, marker="|", markersize=6)
+            end = max(figure.value, figure.high or 0)
+            axis.annotate(
+                f"{figure.value:.2f}", (end, y), (5, 0), textcoords="offset points", va="center", fontsize=8, color=INK
+            )
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
     if any(labels):
