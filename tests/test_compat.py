@@ -9,6 +9,7 @@ import pytest
 
 import vllm_eagle_plugin
 from vllm_eagle_plugin.compat import hooks, problems, proposer, registration, tree_runner, versions
+from vllm_eagle_plugin.compat.cpu_launchers import connect_launchers
 from vllm_eagle_plugin.compat.cpu_sampler import replace_kernel
 from vllm_eagle_plugin.errors import HeadError
 from vllm_eagle_plugin.reference import build_reference
@@ -124,3 +125,26 @@ def test_kernels_are_replaced_where_they_are_called():
     module = SimpleNamespace(_expand=stock, expand=SimpleNamespace(func=stock), other=SimpleNamespace(func=len))
     replace_kernel(module, "_expand", lambda: "ours")
     assert (module._expand(), module.expand.func(), module.other.func) == ("ours", "ours", len)
+
+
+@pytest.mark.parametrize("registry", [False, True], ids=["0.30", "later"])
+def test_launchers_get_their_stand_ins_where_vllm_does_not_see_to_it(registry, monkeypatch):
+    from vllm.utils import cpu_triton_utils
+
+    def some_kernel(output_ptr, stride, SIZE) -> None:
+        """Written for Triton, which is not there."""
+
+    done: list[tuple[int, ...]] = []
+    stand_in = SimpleNamespace(func=lambda *given: done.append(given))
+    monkeypatch.setattr(cpu_triton_utils, "some_kernel", stand_in, raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: registry or None)
+    compiled = SimpleNamespace(arg_names=())
+    module = SimpleNamespace(_some=SimpleNamespace(kernel=some_kernel), _other=SimpleNamespace(kernel=compiled), size=3)
+    connect_launchers(module)
+    assert module._other.kernel is compiled
+    if registry:
+        assert module._some.kernel is some_kernel
+    else:
+        assert module._some.kernel.arg_names == ("output_ptr", "stride", "SIZE")
+        module._some.kernel[(1,)](SIZE=3, output_ptr=1, stride=2)
+        assert done == [(1, 2, 3)]

@@ -57,9 +57,10 @@ def measure(
         for row, conversation in enumerate(group):
             end = min(len(conversation), length)
             # Drafts of position p stand at p + 2 .. p + 1 + steps, all of which must be known.
-            starts = torch.arange(len(conversation.prompt) - 1, end - 1 - steps)
-            if not len(starts):
+            first, last = len(conversation.prompt) - 1, end - 1 - steps
+            if last <= first:
                 continue
+            starts = torch.arange(first, last)
             text = batch.ids[row][starts[:, None] + 2 + torch.arange(steps)]
             agreed = (drafts[row][starts] == text).cumprod(-1)
             everywhere, positions = everywhere + agreed.sum(0), positions + len(starts)

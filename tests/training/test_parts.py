@@ -184,11 +184,13 @@ def test_held_out_conversations_stay_out(world, tmp_path):
 def test_acceptance_of_a_known_head(prompt, chain, per_position):
     """Drafts that are all right at even positions, and only the first at odd ones: every figure by hand."""
     text = np.arange(1, 13, dtype=np.int32)
-    drafts = torch.tensor([[[p + 3, -1 if p % 2 else p + 4, p + 5] for p in range(11)]])
+    drafts = torch.tensor([[[p + 3, -1 if p % 2 else p + 4, p + 5] for p in range(11)]]).expand(2, -1, -1)
     states = lambda ids: States(ids[..., None].float(), ids[..., None].float())  # noqa: E731
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("vllm_eagle_plugin.training.agreement.draft_chain", lambda *_: drafts)
-        found = measure(torch.nn.Linear(1, 1), states, [Conversation(text[:prompt], text[prompt:], 0.0)], 3, 99)
+        of_one_token = Conversation(text[:prompt], text[prompt : prompt + 1], 0.0)  # says nothing of three drafts
+        asked = [Conversation(text[:prompt], text[prompt:], 0.0), of_one_token]
+        found = measure(torch.nn.Linear(1, 1), states, asked, 3, 99)
     assert found.chain == pytest.approx(chain)
     assert found.per_position == pytest.approx(per_position)
     assert found.acceptance_length == pytest.approx(1 + sum(per_position))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..errors import HeadError
 from . import versions
 from .configs import hook_speculative_config, hook_vllm_config
+from .cpu_launchers import connect_launchers
 from .cpu_sampler import correct_cpu_expand
 from .hooks import when_imported
 from .problems import guarded, logger
@@ -25,6 +26,8 @@ def install() -> None:
         guarded(step)
     when_imported("vllm.v1.spec_decode.eagle", hook_eagle_proposer)
     when_imported("vllm.utils.cpu_triton_utils", correct_cpu_expand)
+    for name in ("vllm.v1.sample.rejection_sampler", "vllm.v1.spec_decode.utils"):
+        when_imported(name, connect_launchers)
 
 
 def _check_version() -> None:
