@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from ..errors import HeadError
 from .schema import AcceptanceResult, Environment, Figure, Model, read_result
-from .speed import Compare, Sweep
+from .speed import Compare, Row, Sweep
 
 
 class Line(Model):
@@ -97,7 +97,11 @@ def _accepted(file: Path) -> Iterator[tuple[str, Figure]]:
 
 
 def _compared(file: Path) -> Iterator[tuple[str, Figure]]:
-    for row in read_result(file, Compare).rows:
+    yield from _rows(read_result(file, Compare).rows)
+
+
+def _rows(rows: Sequence[Row]) -> Iterator[tuple[str, Figure]]:
+    for row in rows:
         if row.acceptance is None:
             yield "plain tokens per second", row.tokens_per_second
         else:
@@ -111,6 +115,7 @@ def _swept(file: Path) -> Iterator[tuple[str, Figure]]:
         yield f"cost, {name}", Figure(value=cost)
     if result.held_out:
         yield "largest error of a k that was left out", Figure(value=max(abs(p.error) for p in result.held_out))
+    yield from _rows(result.trees)
 
 
 def _drafted(file: Path) -> Iterator[tuple[str, Figure]]:
@@ -137,6 +142,7 @@ def _demonstrated(file: Path) -> Iterator[tuple[str, Figure]]:
 _READERS = {
     "acceptance": _accepted,
     "sweep": _swept,
+    "tree_shapes": _swept,
     "draft_step": _drafted,
     "convert_speed": _converted,
     "demo": _demonstrated,

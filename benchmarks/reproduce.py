@@ -36,9 +36,11 @@ DEMO = (str(WORK / "target"), str(WORK / "head"))
 EXACT = {"dtype": "float32", "max_model_len": 1024, "enforce_eager": True}
 FAST = {**EXACT, "dtype": "bfloat16"}
 NAMES = (
-    "demo", "acceptance", "compare", "sweep", "trees", "tree_lengths", "tree_lengths_sampled", "worthless_1",
-    "worthless_8", "worthless_32", "draft_step", "convert_speed",
+    "demo", "acceptance", "compare", "sweep", "trees", "tree_shapes", "tree_lengths", "tree_lengths_sampled",
+    "worthless_1", "worthless_8", "worthless_32", "draft_step", "convert_speed",
 )  # fmt: skip
+#: Trees to sweep, of 6 to 16 nodes: siblings beside a chain, wider ones, deeper ones.
+SHAPES = ("2,1,1", "4,1,1", "4,2,1/16", "8x2", "4x3", "8x3/16", "4x5/16", "auto/16")
 #: A copy of the head with random weights; how many are asked at a time, and how many questions.
 WORTHLESS = Path("artifacts/worthless")
 BATCHES = {"worthless_1": (1, 8), "worthless_8": (8, 32), "worthless_32": (32, 80)}
@@ -148,6 +150,9 @@ def bench(name: str, head: str) -> tuple[str, list[str]]:
     if name == "sweep":
         batches = ["--batch", "1", "--batch", "4", "--synthetic", "2.5"]
         return "sweep", ["--head", head, "-k", "4", *batches, "--max-tokens", "48", "--limit", "8", *exact]
+    if name == "tree_shapes":
+        ways = ["-k", "3", "--batch", "1", *(part for shape in SHAPES for part in ("--tree", shape))]
+        return "sweep", ["--head", head, *ways, "--max-tokens", "48", "--limit", "12", *fast]
     if name == "trees":
         chains = [*way(1), *way(2), *way(4, adaptive=True)]
         trees = [*way(8, tree="auto"), *way(8, tree={"kind": "dynamic", "depth": 3})]

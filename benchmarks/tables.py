@@ -17,6 +17,7 @@ TITLES = {
     "compare": "Against plain decoding (README, docs/benchmarks.md)",
     "sweep": "Every k at every batch (docs/benchmarks.md)",
     "trees": "Trees and adaptive length, speed (docs/trees.md)",
+    "tree_shapes": "Trees of many shapes (docs/trees.md)",
     "tree_lengths": "Trees against the chain of their depth, T = 0 (docs/trees.md)",
     "tree_lengths_sampled": "Trees against the chain of their depth, T = 1 (docs/trees.md)",
     "worthless_1": "A head of random weights, one request at a time (docs/trees.md)",
@@ -42,7 +43,7 @@ def tables(folder: Path, names: Sequence[str], environment: Environment, earlier
 def _table(name: str, file: Path) -> str:
     if name == "acceptance":
         return _acceptance(read_result(file, AcceptanceResult))
-    if name == "sweep":
+    if name in ("sweep", "tree_shapes"):
         return _sweep(read_result(file, Sweep))
     if name == "demo":
         found = json.loads(file.read_text())
@@ -108,7 +109,7 @@ def _compare(result: Compare) -> str:
 
 
 def _sweep(result: Sweep) -> str:
-    rows = [[str(row.concurrency), *_cells(row)[:3]] for row in result.rows]
+    rows = [[str(row.concurrency), *_cells(row)[:3]] for row in [*result.rows, *result.trees]]
     measured = markdown(["batch", "drafts", "acceptance length (95%)", "speed (95%)"], rows)
     held = [
         [

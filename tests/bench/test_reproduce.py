@@ -35,7 +35,7 @@ PLAIN_FILES = {
 
 def runner(asked: list[str], broken: str = "") -> Callable[[list[str]], int]:
     """Stands in for the processes: writes an invented result, and fails at `broken`."""
-    results = {"acceptance": acceptance_result(), "sweep": sweep_result()}
+    results = {"acceptance": acceptance_result(), "sweep": sweep_result(), "tree_shapes": sweep_result()}
 
     def run(command: list[str]) -> int:
         file = Path(next(a for a in command if a.startswith(("--output=", "--json="))).split("=")[1])
