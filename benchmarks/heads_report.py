@@ -65,7 +65,9 @@ def draw(result: Heads, picture: Path) -> None:
     for (head, heat), by_k in lengths(result).items():
         _line(axes[0], {k: row.acceptance_length for k, row in by_k.items()}, heads.index(head), heat, head)
     axes[0].set(title="acceptance length; dashed: sampled at a temperature", xlabel="drafts per step, k")
-    axes[0].legend(fontsize=8, ncols=3, frameon=False)
+    axes[0].legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    for axis in axes:
+        axis.xaxis.get_major_locator().set_params(integer=True)
     for head, by_speed in timed.items():
         _line(axes[1], {k: row.speedup for k, row in by_speed.items()}, heads.index(head), 0.0, head)
     if timed:
