@@ -18,7 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from vllm_eagle_plugin.benchmarks import reproduce
 from vllm_eagle_plugin.benchmarks.history import Line, apart, changes, read
+from vllm_eagle_plugin.benchmarks.methods import Method
 from vllm_eagle_plugin.benchmarks.schema import Figure
+from vllm_eagle_plugin.benchmarks.tree_shapes import tree_method
 from vllm_eagle_plugin.benchmarks.worthless import write_worthless
 
 from vllm_eagle_plugin.errors import HeadError, UsageError
@@ -95,6 +97,12 @@ def test_other_heads_are_compared(tmp_path: Path) -> None:
     heads = {n: [what for flag, what in pairwise(a) if flag == "--head"] for n, a in found.items()}
     assert heads["compare"] == ["h", "a", "b"]
     assert heads["sweep"] == heads["acceptance"] == ["h"]
+
+
+def test_shapes_are_trees_of_16_nodes_at_most() -> None:
+    head = Method("h", {"model": "h", "num_speculative_tokens": 3})
+    found = [tree_method(head, shape).speculative for shape in reproduce.SHAPES]
+    assert all(config and config["num_speculative_tokens"] <= 16 for config in found)
 
 
 def test_random_weights_are_those_of_no_head(tmp_path: Path) -> None:
