@@ -5,12 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vllm_eagle_plugin.configs import Eagle3Config
-from vllm_eagle_plugin.reference import unroll
-
 from .engine import engine
 from .known_answer import save_head
 from .random_models import HEADS, random_head, random_prompts, random_target
+from .references import public_id, reference_drafts
 
 pytestmark = pytest.mark.engine
 K = 4
@@ -27,38 +25,6 @@ def plain(target):
     """Plain greedy decoding of 50 prompts, the yardstick of every head."""
     with engine(target[0]) as running:
         return running.generate(random_prompts(50, 90), max_tokens=40)
-
-
-def public_id(proposal):
-    """The request's id as the user sees it; vLLM appends a suffix of its own."""
-    return proposal.request.split("-")[0]
-
-
-@torch.inference_mode()
-def reference_drafts(head, model, tokens):
-    """What the reference drafts from each position of one text, [T, K]; where a step's two best tokens differ
-    only by rounding, the second of them, else -1, [T, K]."""
-    ids = torch.tensor([tokens])
-    states = model(ids[:, :-1], output_hidden_states=True).hidden_states
-    aux = isinstance(head.config, Eagle3Config) and head.config.use_aux_hidden_state
-    layers = head.config.eagle_aux_hidden_state_layer_ids if aux else [-1]
-    drafts, ties = [], []
-    for step in unroll(head, ids, torch.cat([states[i] for i in layers], -1), K):
-        logits = step.logits[0]
-        top = logits.topk(2)
-        best, second = top.values.unbind(-1)
-        runner_up = top.indices.sum(-1) - logits.argmax(-1)  # the order within an exact tie is not the argmax's
-        drafts.append(step.drafts[0])
-        ties.append(head.target_ids(runner_up).where(best - second < 1e-5 * logits.std(-1), -1))
-    return torch.stack(drafts, -1), torch.stack(ties, -1)
-
-
-def same_drafts(drafts, expected, ties):
-    """Whether they are the same up to the first tie, if that went the other way: all after it follow from it."""
-    for draft, wanted, tied in zip(drafts, expected, ties, strict=True):
-        if draft != wanted:
-            return draft == tied
-    return True
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -82,7 +48,7 @@ def test_drafts_and_output(name, target, plain, proposals, tmp_path):
         first.setdefault(public_id(proposal), proposal.position)
     for request, prompt, output in zip(order, asked, outputs, strict=True):
         tokens = prompt + output
-        expected, ties = (part.tolist() for part in reference_drafts(head, model, tokens))
+        expected = reference_drafts(head, model, tokens)
         for proposal in (p for p in proposals if public_id(p) == request):
             mid_prompt = proposal.position < len(prompt) - 1
             if mid_prompt or (attends and first[request] < len(prompt) - 1):
@@ -90,12 +56,7 @@ def test_drafts_and_output(name, target, plain, proposals, tmp_path):
             assert tokens[proposal.position + 1] == proposal.sampled
             at = proposal.position
             if at < len(expected):
-                assert same_drafts(proposal.drafts, expected[at], ties[at]), (
-                    request,
-                    at,
-                    proposal.drafts,
-                    expected[at],
-                )
+                assert expected.agree(at, proposal.drafts), (request, at, proposal.drafts, expected.drafts[at])
                 compared += K
     assert compared >= 200
 

@@ -25,8 +25,8 @@ from .producers.eagle3 import vocabulary
 from .producers.layout import DEEP, as_midlayer, llama, save_config, save_safetensors, state_of
 from .producers.making import make
 from .random_models import HEADS, random_head, random_prompts, random_target
+from .references import reference_drafts
 from .stock_heads import run_stock
-from .test_drafts import reference_drafts
 from .test_known_answer import assert_exact, walks
 
 pytestmark = pytest.mark.engine
@@ -221,7 +221,7 @@ def test_the_rope_base(heads, stock, tmp_path):
     for name in ("rope_good", "rope_config"):
         assert "error" not in stock[name]
         texts = [p + out for p, out in zip(heads.asked(name), stock[name]["outputs"], strict=True)]
-        right = [reference_drafts(head, model, text)[-1].tolist()[:K] for text in texts]
+        right = [reference_drafts(head, model, text, K).drafts[-1] for text in texts]
         found[name] = sum(drafts in stock[name]["drafts"] for drafts in right) / len(right)
     assert found["rope_good"] == 1.0
     assert found["rope_config"] < 0.5
