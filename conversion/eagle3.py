@@ -17,6 +17,7 @@ from .aux_layers import aux_layers
 from .decoder import decoder_flags, take_layers
 from .described import Described
 from .intake import Intake
+from .missing import given_up
 from .options import Options
 from .reading import Reading
 from .source import Source
@@ -45,6 +46,8 @@ class Eagle3Meaning:
     optional_norms: tuple[str, ...] = ()
     #: Its list of layers is a set, in any order; hidden states are collected in the order of the layers.
     unordered_ids: bool = False
+    #: Its heads over the whole vocabulary may have no lm_head of their own; the others' always have one.
+    borrows_lm_head: bool = False
 
 
 def read_eagle3(
@@ -58,7 +61,7 @@ def read_eagle3(
     prefix = "midlayer" if "midlayer.self_attn.q_proj.weight" in intake else "layers.0"
     for name in (f"{prefix}.input_layernorm", f"{prefix}.hidden_norm", "norm"):
         wanted = name.removeprefix(f"{prefix}.") not in meaning.optional_norms
-        if wanted and not _given_up(f"{name}.weight", options):
+        if wanted and not given_up(source, f"{name}.weight"):
             intake.look(f"{name}.weight")
     parallel = _take_parallel(intake, top, fusion)
     layers = take_layers(intake, ["midlayer", "layers.0"], first_norm=None)
@@ -73,7 +76,7 @@ def read_eagle3(
         )
     own_embedding = take_embedding(intake, "embed_tokens.weight", target, width)
     need_embedding(intake, target, width)
-    head = _take_lm_head(intake, top, options, target, width)
+    head = _take_lm_head(intake, top, options, target, width, meaning)
     if fusion["use_aux_hidden_state"]:
         fusion["eagle_aux_hidden_state_layer_ids"] = aux_layers(
             intake, top, options, target, fusion["num_aux_hidden_states"], meaning.convention, meaning.unordered_ids
@@ -100,6 +103,13 @@ def read_eagle3(
 def _take_fusion(intake: Intake, target: Target) -> dict[str, Any]:
     """fc over the aux hidden states with the norms around it, or nothing where the head reads the last state."""
     if "fc.weight" not in intake:
+        if intake.source.config.inside("eagle_config").flag("use_aux_hidden_state") is not False:
+            raise HeadError(
+                "fc.weight is missing",
+                "The fusion of the aux hidden states was expected",
+                "Export the head again, whole. One that reads only the target's last hidden state says so in "
+                'config.json: "eagle_config": {"use_aux_hidden_state": false}',
+            )
         return {"use_aux_hidden_state": False}
     fc = intake.take("fc.weight", shape=(None, None))
     count, rest = divmod(fc.shape[1], target.hidden_size)
@@ -169,11 +179,6 @@ def _order_fusion(intake: Intake, ids: Sequence[int]) -> None:
     intake.note(f"columns of fc permuted from layers {', '.join(map(str, ids))} to ascending order")
 
 
-def _given_up(name: str, options: Options) -> bool:
-    """Whether the user leaves a tensor out on purpose (--drop names it as the files do)."""
-    return any(dropped == name or dropped.endswith(f".{name}") for dropped in options.drop)
-
-
 def _check_width(intake: Intake, target: Target, width: int, fused: bool) -> None:
     q = intake.taken["layers.0.self_attn.q_proj.weight"]
     if q.shape[1] != 2 * width:
@@ -196,10 +201,13 @@ def _check_width(intake: Intake, target: Target, width: int, fused: bool) -> Non
         )
 
 
-def _take_lm_head(intake: Intake, top: Described, options: Options, target: Target, width: int) -> dict[str, Any]:
+def _take_lm_head(
+    intake: Intake, top: Described, options: Options, target: Target, width: int, meaning: Eagle3Meaning
+) -> dict[str, Any]:
     if "lm_head.weight" not in intake:
+        dropped = given_up(intake.source, "lm_head.weight")
         rows = intake.look("d2t").shape[0] if "d2t" in intake else target.vocab_size
-        if rows != target.vocab_size and width == target.hidden_size and _given_up("lm_head.weight", options):
+        if rows != target.vocab_size and width == target.hidden_size and dropped:
             take_vocabulary(intake, options, target, rows)
             ids = torch.arange(rows) + intake.taken["d2t"].load()
             intake.put("lm_head.weight", target.lm_head.load()[ids].clone())
@@ -211,6 +219,13 @@ def _take_lm_head(intake: Intake, top: Described, options: Options, target: Targ
                 "Only a head over the whole vocabulary, as wide as its target, can use the target's lm_head",
                 "Export it with lm_head.weight",
             )
+        if not (meaning.borrows_lm_head or dropped):
+            raise HeadError(
+                "lm_head.weight is missing",
+                "Heads of this producer have an lm_head of their own, whatever their vocabulary",
+                "Export the head again, whole; if it was trained with the target's lm_head, save a copy of it there",
+            )
+        intake.note("drafts with the target's lm_head")
         take_vocabulary(intake, options, target, rows)
         return {"own_lm_head": False}
     lm_head = intake.look("lm_head.weight", (None, width))

@@ -9,6 +9,9 @@ from ..errors import HeadError
 from .source import Source
 from .stored import Stored
 
+#: Why a tensor that the user leaves out is not there.
+LEFT_OUT = "left out with --drop"
+
 
 def renamed(source: Source, names: Mapping[str, str] | Callable[[str], str]) -> Source:
     """`source` with tensors renamed; names that a mapping does not list stay."""
@@ -41,6 +44,6 @@ def without(source: Source, names: tuple[str, ...]) -> Source:
             "Correct the name",
         )
     gone = {by_stored.get(name, name) for name in names}
-    dropped = {source.stored_names.get(n, n): "left out with --drop" for n in gone}
+    dropped = dict.fromkeys((source.stored_names.get(n, n) for n in gone), LEFT_OUT)
     tensors = {n: t for n, t in source.tensors.items() if n not in gone}
     return replace(source, tensors=tensors, dropped={**source.dropped, **dropped})

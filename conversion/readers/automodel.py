@@ -9,21 +9,21 @@ from __future__ import annotations
 
 from ..eagle import EAGLE_OPTIONS, EagleMeaning, read_eagle
 from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
+from ..missing import demand
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
 from ..source import Source
 from ..target import Target
 from .safeailab import eagle_layout
 
+_NORMS = ("layers.0.input_layernorm.weight", "norm.weight")
+
 
 def recognise1(source: Source) -> Evidence | None:
     points = eagle_layout(source)
-    norms = source.has("norm.weight", "layers.0.input_layernorm.weight")
-    if not points or not norms:
-        return None
-    if source.config.architecture == "LlamaEagleDraftModel":
+    if points and source.config.architecture == "LlamaEagleDraftModel":
         return Evidence([*points, "architectures is LlamaEagleDraftModel"], strength=3)
-    return Evidence([*points, "an input norm and a final norm"])
+    return Evidence([*points, "an input norm and a final norm"]) if points and source.has(*_NORMS) else None
 
 
 def recognise3(source: Source) -> Evidence | None:
@@ -34,6 +34,7 @@ def recognise3(source: Source) -> Evidence | None:
 
 
 def read1(source: Source, target: Target, options: Options) -> Reading:
+    demand(source, _NORMS, "LlamaEagleDraftModel has an input norm and a final norm")
     return read_eagle(source, target, options, EagleMeaning(feedback="post_norm"))
 
 

@@ -9,6 +9,7 @@ them is EAGLE-1 in SafeAILab's layout.
 from __future__ import annotations
 
 from ..eagle import EAGLE_OPTIONS, EagleMeaning, read_eagle
+from ..missing import demand
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
 from ..renaming import renamed
@@ -31,6 +32,7 @@ def recognise(source: Source) -> Evidence | None:
 
 
 def read(source: Source, target: Target, options: Options) -> Reading:
+    demand(source, _OWN, "heads with any of HASS's norms have all three")
     return read_eagle(renamed(source, _OWN), target, options, EagleMeaning())
 
 

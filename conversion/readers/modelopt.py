@@ -14,6 +14,7 @@ from ...errors import HeadError
 from ..aux_layers import KEY
 from ..eagle import EagleMeaning, read_eagle
 from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
+from ..missing import demand
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
 from ..source import Source
@@ -55,12 +56,6 @@ def read(source: Source, target: Target, options: Options) -> Reading:
         )
     if nested.flag("use_aux_hidden_state") is False and not _widened(source):
         return _read_plain(source, target, options)
-    if nested.flag("use_aux_hidden_state") is True and not source.has("fc.weight"):
-        raise HeadError(
-            "eagle_config says use_aux_hidden_state is true, and fc.weight is missing",
-            "The fusion of the aux hidden states was expected",
-            "Export the head again, whole",
-        )
     told = options.aux_ids or source.config.get(KEY) or nested.get(KEY)
     if source.has("fc.weight") and not told:
         raise HeadError(
@@ -68,10 +63,12 @@ def read(source: Source, target: Target, options: Options) -> Reading:
             "ModelOpt trains on whatever layers it is told, and reading others costs nearly all acceptance",
             "Pass --aux-ids; `vllm-eagle doctor` measures which",
         )
+    if nested.flag("norm_before_fc"):
+        demand(source, ["input_norm.weight"], "eagle_config says norm_before_fc is true")
     optional = [norm for flag, norm in _NORM_FLAGS.items() if nested.flag(flag) is False]
     if nested.flag("use_aux_hidden_state") is False:
         optional.append("hidden_norm")  # newer exporters leave it out there
-    meaning = Eagle3Meaning(convention=None, optional_norms=tuple(optional), unordered_ids=True)
+    meaning = Eagle3Meaning(convention=None, optional_norms=tuple(optional), unordered_ids=True, borrows_lm_head=True)
     return read_eagle3(source, target, options, meaning)
 
 
@@ -90,6 +87,11 @@ def _read_plain(source: Source, target: Target, options: Options) -> Reading:
             "head must",
             "Train it with use_aux_hidden_state true",
         )
+    nested = source.config.inside("eagle_config")
+    for flag, norm in _NORM_FLAGS.items():
+        if nested.flag(flag):
+            where = "layers.0." if norm == "input_layernorm" else ""
+            demand(source, [f"{where}{norm}.weight"], f"eagle_config says {flag} is true")
     return read_eagle(source, target, options, EagleMeaning(feedback="pre_norm"))
 
 

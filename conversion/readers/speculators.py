@@ -11,6 +11,7 @@ from collections.abc import Callable
 from ..described import Described
 from ..eagle import EAGLE_OPTIONS, EagleMeaning, read_eagle
 from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
+from ..missing import demand
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
 from ..renaming import renamed
@@ -23,6 +24,7 @@ _EAGLE_NAMES = {
     "embedding_layernorm.weight": "embed_norm.weight",
     "pre_lm_head_layernorm.weight": "norm.weight",
 }
+_NORMS = ("embedding_layernorm.weight", "transformer.input_layernorm.weight", "pre_lm_head_layernorm.weight")
 
 
 def _recogniser(kind: str, *needs: str) -> Callable[[Source], Evidence | None]:
@@ -49,10 +51,16 @@ def _eagle_name(name: str) -> str:
 
 
 def read_eagle1(source: Source, target: Target, options: Options) -> Reading:
+    if source.config.flag("fusion_bias"):
+        demand(source, ["fusion_fc.bias"], "config.json says fusion_bias is true")
+    if source.config.flag("layernorms"):
+        demand(source, _NORMS, "config.json says layernorms is true")
     return read_eagle(renamed(source, _eagle_name), target, options, EagleMeaning(), _layers(source))
 
 
 def read3(source: Source, target: Target, options: Options) -> Reading:
+    if source.config.get("speculators_model_type") == "peagle":
+        demand(source, ["mask_hidden"], "speculators_model_type is peagle")
     return read_eagle3(source, target, options, Eagle3Meaning(), _layers(source))
 
 

@@ -33,7 +33,8 @@ def read(source: Source, target: Target, options: Options) -> Reading:
     if torchspec and source.has("d2t", "lm_head.weight"):
         _check_pruning(source)
     outputs = torchspec and source.config.get("model_type") != "kimi_k2"
-    return read_eagle3(source, target, options, Eagle3Meaning(convention="output" if outputs else "boundary"))
+    meaning = Eagle3Meaning(convention="output" if outputs else "boundary", borrows_lm_head=not torchspec)
+    return read_eagle3(source, target, options, meaning)
 
 
 def _check_pruning(source: Source) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..described import Described
 from ..eagle import EAGLE_OPTIONS, EagleMeaning, read_eagle
+from ..missing import demand
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
 from ..renaming import renamed
@@ -35,12 +37,32 @@ def recognise(source: Source) -> Evidence | None:
 
 def read(source: Source, target: Target, options: Options) -> Reading:
     described = source.config.inside("model")
+    _demand_all(source, described)
+    cut = source.config.number("truncated_vocab_size") or described.number("truncated_vocab_size")
+    if cut not in (None, target.vocab_size) and options.token_map is None and not source.side:
+        demand(source, ["token_map"], f"config.json says truncated_vocab_size is {cut}")
     if described.flag("skip_prenorm", True) and source.has(_PRENORM):
         stored = source.stored_names.get(_PRENORM, _PRENORM)
         kept = {name: tensor for name, tensor in source.tensors.items() if name != _PRENORM}
         dropped = {**source.dropped, stored: "skip_prenorm: saved, but never applied"}
         source = replace(source, tensors=kept, dropped=dropped)
     return read_eagle(renamed(source, _OWN), target, options, EagleMeaning(feedback="post_norm"), described)
+
+
+def _demand_all(source: Source, described: Described) -> None:
+    """What the flags of V0's config ask for; its script wrote some of them outside the inner config."""
+
+    def says(flag: str, default: bool = False) -> bool:
+        return bool(source.config.flag(flag, described.flag(flag, default)))
+
+    for flag, value, names in (
+        ("eagle_fc_bias", True, ["fc.bias"]),
+        ("add_para_norm", True, list(_OWN)),
+        ("skip_prenorm", False, [_PRENORM]),
+        ("skip_output_norm", False, ["norm.weight"]),
+    ):
+        if says(flag, not value) is value:
+            demand(source, names, f"config.json says {flag} is {str(value).lower()}")
 
 
 READERS = (Reader("vllm-v0", "vLLM V0's eagle wrapper config", recognise, read, EAGLE_OPTIONS),)
