@@ -125,6 +125,11 @@ def _drafted(file: Path) -> Iterator[tuple[str, Figure]]:
                 yield f"{title}, {case}, batch {batch}", Figure(value=found["median"])
 
 
+def _overhead(file: Path) -> Iterator[tuple[str, Figure]]:
+    for tokens, found in json.loads(file.read_text())["contexts"].items():
+        yield f"step, {tokens} tokens", Figure(**found["step"]["ratio"])
+
+
 def _converted(file: Path) -> Iterator[tuple[str, Figure]]:
     found = json.loads(file.read_text())
     for name in ("speed_against_copying", "peak_bytes"):
@@ -143,6 +148,7 @@ _READERS = {
     "acceptance": _accepted,
     "sweep": _swept,
     "tree_shapes": _swept,
+    "tree_overhead": _overhead,
     "draft_step": _drafted,
     "convert_speed": _converted,
     "demo": _demonstrated,

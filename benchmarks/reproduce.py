@@ -36,8 +36,8 @@ DEMO = (str(WORK / "target"), str(WORK / "head"))
 EXACT = {"dtype": "float32", "max_model_len": 1024, "enforce_eager": True}
 FAST = {**EXACT, "dtype": "bfloat16"}
 NAMES = (
-    "demo", "acceptance", "compare", "sweep", "trees", "tree_shapes", "tree_lengths", "tree_lengths_sampled",
-    "worthless_1", "worthless_8", "worthless_32", "draft_step", "convert_speed",
+    "demo", "acceptance", "compare", "sweep", "trees", "tree_shapes", "tree_overhead", "tree_lengths",
+    "tree_lengths_sampled", "worthless_1", "worthless_8", "worthless_32", "draft_step", "convert_speed",
 )  # fmt: skip
 #: Trees to sweep, of 6 to 16 nodes: siblings beside a chain, wider ones, deeper ones.
 SHAPES = ("2,1,1", "4,1,1", "4,2,1/16", "8x2", "4x3", "8x3/16", "4x5/16", "auto/16")
@@ -121,6 +121,10 @@ def arguments(
     file = folder / f"{name}.json"
     if name == "demo":
         return ["vllm_eagle_plugin.cli", "demo", "--work", str(WORK)]
+    if name == "tree_overhead":
+        few = ["--context", "50", "--texts", "2", "--max-tokens", "12"] if quick else []
+        asked = [f"--target={target}", f"--head={head}", f"--json={file}", *few]
+        return ["vllm_eagle_plugin.benchmarks.tree_overhead", *asked]
     if name == "draft_step":
         few = ["--rounds", "1", "--width", "64"] if quick else []
         return ["vllm_eagle_plugin.benchmarks.draft_step", f"--json={file}", *few]

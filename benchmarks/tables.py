@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .report.terminal import bounds, number
 from .schema import AcceptanceResult, Environment, Figure, read_result
@@ -18,6 +19,7 @@ TITLES = {
     "sweep": "Every k at every batch (docs/benchmarks.md)",
     "trees": "Trees and adaptive length, speed (docs/trees.md)",
     "tree_shapes": "Trees of many shapes (docs/trees.md)",
+    "tree_overhead": "A tree that is a chain against the stock chain (docs/trees.md)",
     "tree_lengths": "Trees against the chain of their depth, T = 0 (docs/trees.md)",
     "tree_lengths_sampled": "Trees against the chain of their depth, T = 1 (docs/trees.md)",
     "worthless_1": "A head of random weights, one request at a time (docs/trees.md)",
@@ -52,6 +54,8 @@ def _table(name: str, file: Path) -> str:
         return markdown(
             ["acceptance length", "same", "speedup"], [[*cells, f"{speeds['speculative'] / speeds['plain']:.2f}"]]
         )
+    if name == "tree_overhead":
+        return markdown(*step_costs(json.loads(file.read_text())["contexts"]))
     if name == "draft_step":
         return _draft_step(file)
     if name == "convert_speed":
@@ -75,6 +79,17 @@ def with_bounds(figure: Figure | None, digits: int = 2) -> str:
         return ""
     value, spread = number(figure, digits), bounds(figure, digits)
     return f"{value} ({spread})" if spread else value
+
+
+def step_costs(contexts: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of `tree_overhead`'s figures."""
+    columns, rows = ["tokens of context"], [[tokens] for tokens in contexts]
+    for part in ("step", "verify"):
+        columns += [f"{part}: chain, ms", "tree, ms", "ratio (95%)"]
+        for row, found in zip(rows, contexts.values(), strict=True):
+            one = found[part]
+            row += [f"{one['stock_ms']:.1f}", f"{one['tree_ms']:.1f}", with_bounds(Figure(**one["ratio"]))]
+    return columns, rows
 
 
 def _acceptance(result: AcceptanceResult) -> str:

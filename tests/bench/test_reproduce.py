@@ -29,7 +29,9 @@ from .language import Language
 from .pages import acceptance_result, compare_result, sweep_result
 
 SPREAD = {"1": {"median": 0.5, "min": 0.4, "max": 0.6}}
+COST = {"stock_ms": 30.0, "tree_ms": 31.5, "ratio": {"value": 1.05, "low": 1.0, "high": 1.1}}
 PLAIN_FILES = {
+    "tree_overhead": {"contexts": {"100": {"texts": 6, "step": COST, "verify": COST}}},
     "draft_step": {"figures": {"ratio": {"feature": SPREAD}}},
     "convert_speed": {"speed_against_copying": 0.7, "peak_bytes": 5e8, "head_bytes": 4e9},
 }
@@ -76,6 +78,7 @@ def test_everything_leaves_a_table_and_a_line(tmp_path: Path, monkeypatch: pytes
     length = acceptance_result().eagle.acceptance.acceptance_length
     assert first.figures["acceptance: acceptance length"] == length
     assert first.figures["draft_step: ratio, feature, batch 1"].value == 0.5
+    assert first.figures["tree_overhead: step, 100 tokens"].value == 1.05
     assert first.figures["convert_speed: speed against copying"].value == 0.7
     assert {"cpu", "cores"} <= set(first.environment.hardware)
     assert "torch" in first.environment.versions

@@ -1,0 +1,125 @@
+"""What drafting as a tree costs a step, where the tree is a chain: the same drafts as a stock chain's, verified alike.
+
+Two engines answer the same texts in turns, a stock chain of k tokens and a static tree of k levels with one branch
+each, at several lengths of context. Only steps that verify all k drafts count. `step` is the whole of
+`LLMEngine.step`, `verify` the target's pass and sampling in it; both are means of the texts' medians.
+
+`python -m vllm_eagle_plugin.benchmarks.tree_overhead --target TARGET --head HEAD [-k 4] [--json FILE]`
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..command import run_function
+from ..errors import HeadError
+from ..tree import SECTION
+from .acceptance import progress
+from .environment import environment, load
+from .interleave import interleaved
+from .methods import Method, check_head
+from .prompts import BUILTIN, Question, read_prompts
+from .schema import Figure
+from .session import Sampling, Step
+from .statistics import ratio_interval
+from .tables import step_costs
+from .worker import open_workers
+
+CONTEXTS = (100, 500, 1000, 2000)
+STOCK, TREE = "stock chain", "tree of one branch"
+PARTS = ("step", "verify")
+
+
+def texts(encode: Any, length: int, count: int) -> list[Question]:
+    """`count` texts of exactly `length` tokens, of the built-in questions."""
+    words = [token for q in read_prompts(BUILTIN) for token in encode(q.messages[0]["content"] + "\n")]
+    room = max(1, (len(words) - length) // count)
+    words *= 1 + (length + count * room) // len(words)
+    return [Question(i, str(i), token_ids=tuple(words[i * room : i * room + length])) for i in range(count)]
+
+
+def medians(steps: Sequence[Step], k: int) -> dict[str, float]:
+    """Milliseconds by part, of the steps that verified k drafts.
+
+    Raises:
+        HeadError: there are none.
+    """
+    full = [step for step in steps if step.drafted and step.rows == 1 + k]
+    if not full:
+        raise HeadError(f"no step verified {k} drafts", "Steps can be timed where the engine runs in this process")
+    return {"step": median(s.total for s in full), "verify": median(s.verify for s in full)}
+
+
+def measured(workers: Any, methods: Sequence[Method], questions: Sequence[Question], tokens: int) -> Iterator[Any]:
+    """For each text, milliseconds by method and part."""
+    k, seen = methods[0].k, dict.fromkeys((m.name for m in methods), 0)
+    sampling = Sampling(max_tokens=tokens, ignore_eos=True)
+    for trials in interleaved(workers, methods, questions, sampling, 1):
+        yield {name: medians(trial.steps[seen[name] :], k) for name, trial in trials.items()}
+        seen = {name: len(trial.steps) for name, trial in trials.items()}
+
+
+def summary(found: Sequence[dict[str, dict[str, float]]]) -> dict[str, Any]:
+    """Means by part, and the tree's against the chain's with its 95% interval over texts."""
+    made: dict[str, Any] = {"texts": len(found)}
+    for part in PARTS:
+        tree, stock = [one[TREE][part] for one in found], [one[STOCK][part] for one in found]
+        bounds = ratio_interval(tree, stock) or (None, None)
+        ratio = Figure(value=sum(tree) / sum(stock), low=bounds[0], high=bounds[1])
+        made[part] = {"stock_ms": fmean(stock), "tree_ms": fmean(tree), "ratio": ratio.model_dump()}
+    return made
+
+
+def main(
+    target: Annotated[str, typer.Option(help="The target: a folder or a hub id.")],
+    head: Annotated[str, typer.Option(help="A converted head for it.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="Drafts of a step.")] = 4,
+    context: Annotated[list[int] | None, typer.Option(help="Tokens of context; 100, 500, 1000 and 2000.")] = None,
+    count: Annotated[int, typer.Option("--texts", min=1, help="Texts of each length.")] = 6,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 48,
+    dtype: Annotated[str, typer.Option(help="Of weights and states.")] = "bfloat16",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
+) -> None:
+    """Print the table."""
+    from transformers import AutoTokenizer
+
+    check_head(head)
+    contexts, before, tokenizer = context or list(CONTEXTS), load(), AutoTokenizer.from_pretrained(target)
+    drafting = {"model": head, "num_speculative_tokens": k}
+    tree = {SECTION: {"tree": {"kind": "static", "branches": [1] * k}}}
+    methods = [Method(STOCK, drafting), Method(TREE, drafting | tree)]
+    length = max(contexts) + max_tokens + k + 1
+    options = {"dtype": dtype, "enforce_eager": True, "max_model_len": length, "max_num_batched_tokens": length}
+    results: dict[str, Any] = {}
+    with (
+        open_workers(target, {m.name: m.speculative for m in methods}, options) as workers,
+        progress("chains and trees", len(contexts) * count) as advance,
+    ):
+        for tokens in contexts:
+            found = []
+            for one in measured(workers, methods, texts(tokenizer.encode, tokens, count), max_tokens):
+                found.append(one)
+                advance()
+            results[str(tokens)] = summary(found)
+    columns, rows = step_costs(results)
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=120).print(table)
+    if json_file is not None:
+        about = {"kind": "tree_overhead", "schema_version": 1, "k": k, "dtype": dtype, "max_tokens": max_tokens}
+        about |= {"contexts": results, "environment": environment(before).model_dump()}
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(about, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run_function(main)
