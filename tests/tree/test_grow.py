@@ -182,11 +182,14 @@ def test_the_best_are_the_best(size: int, dtype: torch.dtype):
 shapes = st.one_of(
     st.builds(Shape.chain, st.integers(1, 6)),
     st.builds(
-        lambda kind, k, depth, extra: Shape(kind, max(1, k * (depth - 1), depth) + extra, depth, k),
+        lambda kind, k, depth, extra, more: Shape(
+            kind, max(1, k * (depth - 1), depth) + extra, depth, k, considered=k + more if more else 0
+        ),
         st.sampled_from(["dynamic", "auto"]),
         st.integers(1, 5),
         st.integers(1, 5),
         st.integers(0, 8),
+        st.integers(0, 4),
     ),
     st.lists(st.integers(1, 4), min_size=1, max_size=4).flatmap(
         lambda b: st.integers(len(b), 24).map(lambda n: Shape("static", n, len(b), n, tuple(b)))
@@ -201,7 +204,7 @@ def test_every_tree(shape: Shape, batch: int, vocabulary: int, seed: int, sharpn
     budgets = data.draw(st.lists(st.integers(0, shape.nodes), min_size=batch, max_size=batch))
     growth = grown(language, shape, batch)
     assert growth.depth == shape.depth
-    if vocabulary >= 5:  # else nodes have fewer children than asked for
+    if vocabulary >= max(5, shape.considered):  # else nodes have fewer children than asked for
         sizes, widths = extent(shape)
         assert growth.widths == widths
         assert len(select(growth.candidates(), [shape.nodes] * batch)[0].tree) == sizes[-1]

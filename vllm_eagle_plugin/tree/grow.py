@@ -136,7 +136,7 @@ class Growth:
     def _add(self, logprobs: Tensor) -> None:
         """Adds the children of the beams [B, k], whose log-probabilities are [B, k, V]."""
         shape = self.shape
-        claims, tokens = best(logprobs, min(max(children(shape, self.depth), shape.considered), logprobs.shape[-1]))
+        claims, tokens = best(logprobs, min(children(shape, self.depth), logprobs.shape[-1]))
         # A head that says NaN says nothing: its node gets no children.
         claims = claims.float().nan_to_num(nan=-torch.inf, neginf=-torch.inf).clamp(max=0)
         scores = self._scores[..., None] + (self.scorer(claims, self.depth + 1) if self.scorer else claims)
@@ -164,8 +164,8 @@ class Growth:
 
 
 def children(shape: Shape, depth: int) -> int:
-    """How many continuations a node at `depth` is given; a shape may consider more."""
-    return shape.branches[depth] if shape.kind == "static" else shape.top_k
+    """How many continuations a node at `depth` may be given."""
+    return shape.branches[depth] if shape.kind == "static" else max(shape.top_k, shape.considered)
 
 
 def width(shape: Shape, found: int, depth: int, before: int) -> int:
