@@ -126,7 +126,8 @@ def test_every_parameter_follows_the_target(name, samples, target, tmp_path):
 
 
 def test_seeds_draw_what_plain_decoding_draws(target, tmp_path):
-    """A request's generator is asked once a token, as without speculation: the same seed, the same text."""
+    """A request's generator is asked once a token, as without speculation: the same seed, the same text. Nor does it
+    matter that a prompt is read in chunks, whose samples are thrown away; stock vLLM's runner dies of that on a CPU."""
     from vllm import SamplingParams
 
     folder = save_head(known_answer_head(CASES["eagle3"](), target), tmp_path / "head")
@@ -140,9 +141,13 @@ def test_seeds_draw_what_plain_decoding_draws(target, tmp_path):
     asked = [[*PROMPT, i % VOCAB] for i in range(40)]
     with engine(target.folder) as running:
         plain = running.generate(asked, params)
-    with tree_engine(target.folder, folder, 6, {"tree": TREE}) as running:
+        long = [one * 10 for one in asked[:8]]
+        plain_long = [running.generate([one], [how])[0] for one, how in zip(long, params, strict=False)]
+    chunks = {"max_num_batched_tokens": 64, "max_num_seqs": 8}
+    with tree_engine(target.folder, folder, 6, {"tree": TREE}, **chunks) as running:
         assert running.generate(asked, params) == plain
         assert running.generate(asked[20:], params[20:]) == plain[20:]
+        assert running.generate(long, params[:8]) == plain_long
         assert running.counters().accepted > 100
 
 

@@ -183,11 +183,13 @@ class TreeRunner(Base):
         drafts = sum(len(s.tree) for s in self._scheduled)
         rows = self.input_batch.num_reqs + drafts
         decodes = self._state is not None and self._only_decodes()
+        held = self._hold_generators()
         try:
             output = super().sample_tokens(grammar_output)
             if decodes:
                 self.clock.observe_step(self.drafter.planner.costs, drafts, rows, branches)
         finally:
+            self.input_batch.generators.update(held)
             self._state, self._scheduled = None, []
         if torch.is_tensor(self._draft_token_ids):  # too close to the longest length to draft: vLLM's zeros
             self._draft_token_ids = [[] for _ in self.input_batch.req_ids]
@@ -207,6 +209,16 @@ class TreeRunner(Base):
         self.sampled = [len(path) + 1 for path in walked.paths]
         self._relinearise(walked.paths)
         return walked.output
+
+    def _hold_generators(self) -> dict[int, torch.Generator]:
+        """Take the generators of seeded requests that still read their prompt out of the batch; returns them.
+
+        What is sampled for those is thrown away. vLLM draws it all the same and winds the generator back, which no
+        CPU generator can do: it raises, and the engine is gone.
+        """
+        generators = self.input_batch.generators  # the very dict that the sampling metadata hold
+        discarded = self.discard_request_mask.np
+        return {index: generators.pop(index) for index in [*generators] if discarded[index]}
 
     def _input_fits_in_drafter(self, common_attn_metadata: Any) -> bool:
         """Whether vLLM is to run the drafter in this step; not where nothing is to be drafted."""
