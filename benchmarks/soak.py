@@ -5,7 +5,8 @@
 A `vllm serve` without speculation answers everything once. Then one with trees is asked the same for as long as
 was wanted, by clients of whom some hang up: prompts and answers of random lengths, greedy and sampled, with
 penalties, truncation, seeds, log-probabilities, and one client that wants JSON by a schema. In fp32, so that
-greedy answers must be the same. vLLM's own memory grows under such a load; with `--control` the server without
+greedy answers must be the same. Before that the server has met a prompt of every length that one step can take, since
+it keeps something for each number of rows. vLLM's own memory grows under such a load; with `--control` the server without
 speculation is asked for as long in the same way, and only what grows beyond it is a leak. Exit code 1 on an error, a
 difference that rounding does not explain, or a leak.
 """
@@ -33,12 +34,13 @@ from .memory import Growth, leaks
 from .methods import check_head
 from .prompts import BUILTIN, read_prompts
 from .remote import speculative_counters
-from .storm import LOGPROB_TOLERANCE, TIE, Storm, answer_plainly
+from .storm import LOGPROB_TOLERANCE, TIE, Storm, answer_plainly, every_size
 
 #: Of the run, at its start, memory may grow: caches fill and allocators find their size.
 WARM_UP = 0.3
-#: Long prompts are read in chunks.
-SERVE = ("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16", "--max-num-batched-tokens", "512")
+#: Most rows of a step: long prompts are read in chunks.
+ROWS = 512
+SERVE = ("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16", "--max-num-batched-tokens", str(ROWS))
 #: A busy machine takes its time to start a server; what this one waits for is half an hour long anyway.
 START_SECONDS = 1200
 #: Room in the KV cache for this many of the longest requests: small enough to be filled (its pages count as memory
@@ -125,10 +127,13 @@ def main(
         plain = answer_plainly(asking, entries, longest, clients)
         console.print(f"plain decoding has answered {len(plain)} of {len(entries)} requests; the others are not seeded")
         load_of = Storm(entries, plain, longest, hanging_up, clients, seed)
+        if control:
+            every_size(asking, ROWS)
         plain_curve = load_of.run(asking, minutes * 60, console)[1] if control else []
     arguments, log = [*serving, *drafting], logs / "trees.log"
     with serve(target, log, *arguments, start_seconds=START_SECONDS) as server:
         asking = Clients(server, target)
+        every_size(asking, ROWS)
         seen, curve = load_of.run(asking, minutes * 60, console)
         wrong, counters = leftovers(asking, log)
     growth, plain_growth = (Growth.of(c, WARM_UP * c[-1][0]) if c else None for c in (curve, plain_curve))

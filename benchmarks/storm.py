@@ -47,6 +47,19 @@ class Seen:
         return found + (seeded if len(seeded) > max(1, SEEDED_SHARE * asked) else [])
 
 
+def every_size(clients: Clients, most: int, seed: int = 0) -> None:
+    """One prompt of each length up to `most`, one after the other: vLLM keeps what it compiles for a matrix product
+    of so many rows, 2 MiB a number for a small model, and a server that has not met them all yet grows.
+
+    Raises:
+        HeadError: the server refused one.
+    """
+    chance = random.Random(seed)
+    for length in range(1, most + 1):
+        # Of random tokens, so that none begins as another does: what is cached is not computed.
+        clients.complete(Request([chance.randrange(1000) for _ in range(length)], 1, {"temperature": 0.0}))
+
+
 def ask(clients: Clients, entry: Entry, request: Request, plain: Plain | None, seen: Seen) -> bool:
     """One request, and its answer checked; whether the server answered at all."""
     try:

@@ -210,3 +210,17 @@ def test_a_server_that_is_gone_ends_the_storm(monkeypatch: pytest.MonkeyPatch) -
     entries = [ENTRY, Entry(1, "greedy, structured", [4], load.STRUCTURED["greedy, structured"])]
     found, _ = Storm(entries, {}, 9, 0.0, 3, seed=0).run(gone, 60.0, Console(quiet=True))
     assert len(found.errors) == 15
+
+
+def test_a_prompt_of_every_length_is_met_before_memory_is_watched() -> None:
+    asked: list[Any] = []
+
+    class Recorder:
+        def complete(self, request: Any) -> None:
+            asked.append(request)
+
+    recorder: Any = Recorder()
+    storm.every_size(recorder, 40)
+    assert [len(request.prompt) for request in asked] == [*range(1, 41)]
+    assert all(request.max_tokens == 1 for request in asked)
+    assert len({tuple(request.prompt[:4]) for request in asked[3:]}) == 37, "none is answered from the prefix cache"
