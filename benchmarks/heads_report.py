@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from math import nan
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .heads_store import Heads, Length, Speed
 from .report.terminal import number
 from .schema import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def table(result: Heads) -> str:
@@ -76,10 +81,10 @@ def draw(result: Heads, picture: Path) -> None:
     save(figure, picture)
 
 
-def _line(axis: object, figures: dict[int, Figure], colour: int, heat: float, label: str) -> None:
-    axis.plot(  # type: ignore[attr-defined]  # matplotlib is imported where it is used
+def _line(axis: Axes, figures: dict[int, Figure], colour: int, heat: float, label: str) -> None:
+    axis.plot(
         list(figures),
-        [figure.value for figure in figures.values()],
+        [nan if figure.value is None else figure.value for figure in figures.values()],
         linestyle="--" if heat else "-",
         marker="o",
         markersize=3,

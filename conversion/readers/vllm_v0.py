@@ -51,17 +51,13 @@ def read(source: Source, target: Target, options: Options) -> Reading:
 
 def _demand_all(source: Source, described: Described) -> None:
     """What the flags of V0's config ask for; its script wrote some of them outside the inner config."""
-
-    def says(flag: str, default: bool = False) -> bool:
-        return bool(source.config.flag(flag, described.flag(flag, default)))
-
     for flag, value, names in (
         ("eagle_fc_bias", True, ["fc.bias"]),
         ("add_para_norm", True, list(_OWN)),
         ("skip_prenorm", False, [_PRENORM]),
         ("skip_output_norm", False, ["norm.weight"]),
     ):
-        if says(flag, not value) is value:
+        if source.config.flag(flag, described.flag(flag)) is value:
             demand(source, names, f"config.json says {flag} is {str(value).lower()}")
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_eagle_plugin.tree.cost import FEW_REPEATS, Curve, measure
+from vllm_eagle_plugin.tree.cost import MORE_REPEATS, REPEATS, Curve, measure
 from vllm_eagle_plugin.tree.cost_model import CostModel
 
 
@@ -140,8 +140,8 @@ def test_nothing_measured_is_an_error():
 
 def test_measuring_takes_turns_and_runs_each_size_once_to_warm_up():
     runs: list[int] = []
-    found = measure(runs.append, [1, 4, 64], repeats=3)
-    assert runs[:12] == [1, 4, 64] * 4
-    assert runs[12:] == [1, 4] * (FEW_REPEATS - 3), "what decides for one request is measured more often"
+    found = measure(runs.append, [1, 4, 64], small=4)
+    everyone = 1 + REPEATS
+    assert runs == [1, 4, 64] * everyone + [1, 4] * (MORE_REPEATS - REPEATS)
     assert set(found) == {1, 4, 64}
     assert min(found.values()) >= 0

@@ -11,25 +11,22 @@ from numpy.typing import ArrayLike, NDArray
 #: Weight of one observed step in a correction, and how far one observation may be from it to count in full.
 RATE, OUTLIER = 0.05, 2.0
 
-#: Rows of a size that is measured more often, and how often.
-FEW, FEW_REPEATS = 8, 12
+#: Turns of each size, and of the smallest ones.
+REPEATS, MORE_REPEATS = 4, 12
 
 
-def measure(run: Callable[[int], None], rows: Sequence[int], repeats: int = 4) -> dict[int, float]:
+def measure(run: Callable[[int], None], rows: Sequence[int], small: int = 0) -> dict[int, float]:
     """Fewest milliseconds of `run(n)` for each n of `rows`. `run` returns when its work is done, not just queued.
 
     In turns, and the fewest: what else a machine does makes a run longer, never shorter, and must not make one size
-    look dear beside the next. How fast the machine is on the whole, steps will show. Sizes up to `FEW` take part in
-    more turns: one request is decided by them, and a size that seems dear is not run, so that it would take long to
-    learn better.
+    look dear beside the next. How fast the machine is on the whole, steps will show. Sizes up to `small` take part
+    in more turns.
     """
     for n in rows:
         run(n)  # whatever is compiled or allocated for this size
     times: dict[int, list[float]] = {n: [] for n in rows}
-    for turn in range(max(repeats, FEW_REPEATS)):
-        for n in rows:
-            if turn >= repeats and n > FEW:
-                continue
+    for turn in range(MORE_REPEATS):
+        for n in rows if turn < REPEATS else [n for n in rows if n <= small]:
             start = perf_counter()
             run(n)
             times[n].append((perf_counter() - start) * 1e3)

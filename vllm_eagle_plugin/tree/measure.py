@@ -15,6 +15,9 @@ from .tree import Tree
 
 #: The most rows measured; beyond, costs are taken to go on growing as they did.
 MOST = 128
+#: Sizes up to this are measured more often: they decide for one request, and one that seems dear is not run, so that it
+#: would take long to learn better.
+SMALL = 8
 #: Tokens of context that a branch's cost is measured behind.
 CONTEXT = 200
 
@@ -47,8 +50,8 @@ def measured_costs(runner: Any) -> CostModel:
             _finish(logits.log_softmax(-1))
 
     few = [n for n in sizes if n <= MOST // 2]
-    drafting = measure(level, few)
-    costs = CostModel(measure(verify, sizes), drafting, drafting, branch=_branch(runner))
+    drafting = measure(level, few, SMALL)
+    costs = CostModel(measure(verify, sizes, SMALL), drafting, drafting, branch=_branch(runner))
     group = get_tp_group()
     return CostModel.of(group.broadcast_object(costs.numbers(), src=0)) if group.world_size > 1 else costs
 
