@@ -119,11 +119,12 @@ def main(
     drafting = tree_arguments(head, nodes, tree)
     console, load_before = Console(highlight=False, markup=False, width=160), load()
     logs.mkdir(parents=True, exist_ok=True)
-    entries = build(read_prompts(prompts), AutoTokenizer.from_pretrained(target), count, longest_prompt, seed)
+    questions = read_prompts(prompts)
     serving = serving_arguments(longest_prompt + longest + 8)
     as_sampled = ("--logprobs-mode", "processed_logprobs")
     with serve(target, logs / "plain.log", *serving, *as_sampled, start_seconds=START_SECONDS) as server:
         asking = Clients(server, target)
+        entries = build(questions, AutoTokenizer.from_pretrained(target), count, longest_prompt, seed)
         plain = answer_plainly(asking, entries, longest, clients)
         console.print(f"plain decoding has answered {len(plain)} of {len(entries)} requests; the others are not seeded")
         load_of = Storm(entries, plain, longest, hanging_up, clients, seed)
