@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from vllm_eagle_plugin.tree.calibration import Calibration, Pace, Shifts, _trials, log_odds, shifted
+from vllm_eagle_plugin.tree.calibration import Calibration, Shifts, _trials, log_odds, shifted
+from vllm_eagle_plugin.tree.pace import Pace, Spread
 from vllm_eagle_plugin.tree.tree import Tree
 
 #: The root's three drafts, then two that continue the first and one that continues the second.
@@ -72,8 +73,10 @@ def test_siblings_stay_in_order_and_add_up_to_at_most_one():
 
 @pytest.mark.parametrize(("claim", "truth"), [(0.9, 0.6), (0.3, 0.85), (0.97, 0.97), (0.02, 0.1)])
 def test_converges_to_the_truth(claim: float, truth: float):
-    calibration = Calibration(4)
-    verified(calibration, np.random.default_rng(0), truth, claim, 3000)
+    calibration, rng = Calibration(4), np.random.default_rng(0)
+    for request in map(str, range(60)):
+        verified(calibration, rng, truth, claim, 50, request)
+        calibration.forget(request)
     assert said(calibration, claim) == pytest.approx(truth, abs=0.03)
     assert said(calibration, claim, 2) == pytest.approx(truth, abs=0.05)
 
@@ -119,7 +122,7 @@ def test_requests_differ():
 
 def test_a_change_of_topic_is_noticed():
     rng = np.random.default_rng(4)
-    pace = Pace()
+    pace = Pace(Spread())
     for _ in range(300):
         pace.add([0.7], [float(rng.random() < 0.7)])
     resets = pace.resets
@@ -128,6 +131,28 @@ def test_a_change_of_topic_is_noticed():
         pace.add([0.7], [float(rng.random() < 0.05)])
     assert pace.resets > resets
     assert shifted(0.7, pace.shift) < 0.3
+
+
+@pytest.mark.parametrize(("truths", "least", "most"), [((0.4,), 30, 101), ((0.1, 0.8), 3, 6)])
+def test_what_all_requests_do_counts_as_far_as_they_are_alike(truths: tuple[float, ...], least: float, most: float):
+    spread, rng = Spread(), np.random.default_rng(6)
+    for request in range(60):
+        pace = Pace(spread)
+        for _ in range(50):
+            pace.add([float(np.mean(truths))], [float(rng.random() < truths[request % len(truths)])])
+        pace.end()
+    assert least < spread.prior < most
+
+
+def test_bad_luck_is_not_a_hard_request_where_requests_are_alike():
+    spread = Spread()
+    before = Pace(spread)
+    before.add([0.3] * 8, [0.0] * 8)
+    for _ in range(60):  # three of ten, in every window
+        spread.add([0.3] * 30, [1.0] * 9 + [0.0] * 21)
+    after = Pace(spread)
+    after.add([0.3] * 8, [0.0] * 8)
+    assert before.shift < after.shift < 0
 
 
 def test_the_same_observations_make_the_same_calibration():

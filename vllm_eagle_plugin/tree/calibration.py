@@ -6,7 +6,6 @@ leave over: one by the head's claim and whether the draft is its first choice, o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,14 +14,13 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from .grow import Scorer
+from .pace import CLOSEST, Pace, Spread
 from .tree import Tree
 
 Array = NDArray[np.float64]
 
 #: Bounds of the bins that claims fall into, as log-odds: 0.2%, 1%, 5%, 12%, 27%, 50%, 73%, 88%, 95%, 99%, 99.8%.
 EDGES = np.array([-6.0, -4.5, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.5, 6.0])
-#: No probability is taken to be closer than this to 0 or 1.
-CLOSEST = 1e-4
 
 
 def log_odds(probability: ArrayLike) -> Array:
@@ -65,76 +63,13 @@ class Shifts:
         return self._values
 
 
-class Average:
-    """Fading counts of one cell, as plain numbers."""
-
-    def __init__(self, memory: float):
-        self.fading = 1 - 1 / memory
-        self.trials = self.hits = self.expected = 0.0
-
-    def add(self, expected: float, hit: float) -> None:
-        self.fade(self.fading)
-        self.trials, self.hits, self.expected = self.trials + 1, self.hits + hit, self.expected + expected
-
-    def fade(self, share: float) -> None:
-        self.trials, self.hits, self.expected = share * self.trials, share * self.hits, share * self.expected
-
-    def shift(self, prior: float) -> float:
-        if not self.trials:
-            return 0.0
-        mean = self.expected / self.trials
-        return _odds((self.hits + prior * mean) / (self.trials + prior)) - _odds(mean)
-
-
-class Pace:
-    """How one request does against what was expected of it, as a shift in log-odds.
-
-    A slow average says it precisely, a fast one says it soon. Where they contradict each other the text has
-    changed, and the slow one starts again from the fast one.
-    """
-
-    #: Standard deviations apart that are a contradiction, and trials that the fast average needs for one.
-    CONTRADICTION, ENOUGH = 3.0, 6.0
-
-    def __init__(self, prior: float = 6.0, fast: float = 12.0, slow: float = 100.0):
-        self.prior = prior
-        self._fast, self._slow = Average(fast), Average(slow)
-        self.shift = 0.0
-        self.resets = 0
-
-    def add(self, expected: Sequence[float], hits: Sequence[float]) -> None:
-        """Count trials: what was expected without this shift, and whether it came."""
-        for p, hit in zip(expected, hits, strict=True):
-            self._fast.add(p, hit)
-            self._slow.add(p, hit)
-        self.shift = self._slow.shift(self.prior)
-        if self._contradict():
-            fast, slow = self._fast, self._slow
-            slow.trials, slow.hits, slow.expected = fast.trials, fast.hits, fast.expected
-            self.shift = slow.shift(self.prior)
-            self.resets += 1
-
-    def _contradict(self) -> bool:
-        n = self._fast.trials
-        if n < self.ENOUGH:
-            return False
-        usual = 1 / (1 + math.exp(-_odds(self._fast.expected / n) - self.shift))
-        # Of fading counts about half as many trials are independent.
-        deviation = math.sqrt(n / 2 * usual * (1 - usual))
-        return abs(self._fast.hits - n * usual) > self.CONTRADICTION * deviation
-
-
-def _odds(probability: float) -> float:
-    p = min(max(probability, CLOSEST), 1 - CLOSEST)
-    return math.log(p / (1 - p))
-
-
 class Calibration:
     """P(draft accepted | the one it continues accepted), learned from verified trees."""
 
     def __init__(self, depth: int, prior: float = 6.0, memory: float = 2000.0):
         self._claims = Shifts((2, len(EDGES) + 1), prior, memory)
         self._depths = Shifts((depth + 1, 2), prior, memory)
+        self._spread = Spread()
         self._paces: dict[str, Pace] = {}
         self._seen: list[tuple[Tree, Sequence[float], Sequence[int], str]] = []
 
@@ -188,7 +123,8 @@ class Calibration:
     def forget(self, request: str) -> None:
         """A request has ended."""
         self.learn()
-        self._paces.pop(request, None)
+        if request in self._paces:
+            self._paces.pop(request).end()
 
     def learn(self) -> None:
         """Take in what was observed, a step's trees at once. Whatever asks does this first."""
@@ -220,7 +156,7 @@ class Calibration:
                 of[0].append(p[i])
                 of[1].append(hit[i])
         for i, (expected, came) in firsts.items():
-            self._paces.setdefault(seen[i][-1], Pace()).add(expected, came)
+            self._paces.setdefault(seen[i][-1], Pace(self._spread)).add(expected, came)
 
 
 def _trials(tree: Tree, claims: Sequence[float], path: Sequence[int]) -> list[tuple[float, float, int, int]]:

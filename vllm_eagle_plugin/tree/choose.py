@@ -140,12 +140,15 @@ class Chooser:
         ahead = beams[:, :, None] * given[:, None, :]
         ahead[np.array(limits.chains), :, 1:] = 0
         opens = np.broadcast_to(np.arange(likely) > 0, ahead.shape)
+        # Larger sizes may be cheaper to verify, so that more drafts spare time.
+        larger = self.costs.verify(batch + np.arange(so_far.size, batch * max(limits.nodes) + 1))
+        spared = float(larger[0] - larger.min())
         spent, best, goes_on = self._spent(growth), so_far.rate, False
         for k in sorted({1, 2, widest // 2, widest} - {0}):
             if k > widest:
                 continue
             more, level = ahead[:, :k].reshape(batch, -1), float(self.costs.level(batch * k))
-            if more.sum() <= best * level:
+            if more.sum() <= best * (level - spared):
                 continue  # not even if verifying them cost nothing
             trees = found.beside(more, opens[:, :k].reshape(batch, -1))
             longer = chains.beside(ahead[:, 0, :1], opens[:, 0, :1]) if chains and k == 1 else None

@@ -161,13 +161,21 @@ class GainController:
         best, rate = np.zeros(batch, dtype=np.int64), self.WORTH * self.costs.plain(batch)
         for _ in range(4):
             rows = self._sizes[chosen].sum(0)
-            rates = (batch + gains[each, chosen].sum(0)) / (fixed + self.costs.verify(batch + rows))
+            rates = (batch + gains[each, chosen].sum(0)) / (fixed + self._verify(batch, rows))
             most = 1 + int(rates[1:].argmax())
             if rates[most] <= rate:
                 break
             best, rate = chosen[:, most], float(rates[most])
-            price = rate * (float(self.costs.verify(batch + rows[most])) - plain) / max(rows[most], 1.0)
+            price = rate * max(0.0, float(self._verify(batch, rows[most])) - plain) / max(rows[most], 1.0)
             worth = gains - price * self._sizes
             before = np.maximum.accumulate(np.concatenate([np.full((batch, 1), -np.inf), worth[:, :-1]], 1), 1)
             chosen = np.maximum.accumulate(np.where(worth > before, levels, 0), 1)
         return best
+
+    def _verify(self, batch: int, drafts: Array) -> Array:
+        """Milliseconds of verifying `drafts` of the batch, or, where trees may have more, what the cheapest tree of
+        so many or more nodes takes: beyond some sizes a step is cheaper."""
+        if not self._whole:
+            return self.costs.verify(batch + drafts)
+        any_more = self.costs.verify(batch + np.arange(batch * max(self.shape.nodes, self.maximum) + 1))
+        return np.minimum.accumulate(any_more[::-1])[::-1][np.asarray(drafts, dtype=np.int64)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,9 +16,9 @@ from .tree import Tree
 
 #: The most rows measured; beyond, costs are taken to go on growing as they did.
 MOST = 128
-#: Sizes up to this are measured more often: they decide for one request, and one that seems dear is not run, so that it
-#: would take long to learn better.
-SMALL = 8
+#: Sizes up to this are measured each, and more often: they decide for one request, they differ by the blocks that
+#: kernels work in, and one that seems dear is not run, so that it would take long to learn better.
+SMALL = 16
 #: Tokens of context that a branch's cost is measured behind.
 CONTEXT = 200
 
@@ -28,8 +29,11 @@ def measured_costs(runner: Any) -> CostModel:
 
     Under tensor parallelism all ranks get rank 0's figures, since they must decide alike.
     """
-    sizes = [n for n in (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, MOST) if n <= runner.max_num_tokens]
-    drafter = runner.drafter
+    sizes = [n for n in (*range(1, SMALL + 1), 24, 32, 48, 64, 96, MOST) if n <= runner.max_num_tokens]
+    drafter, group = runner.drafter, get_tp_group()
+
+    def agree(number: Any) -> Any:
+        return group.broadcast_object(number, src=0) if group.world_size > 1 else number
 
     def verify(rows: int) -> None:
         with _context(runner, rows):
@@ -50,13 +54,13 @@ def measured_costs(runner: Any) -> CostModel:
             _finish(logits.log_softmax(-1))
 
     few = [n for n in sizes if n <= MOST // 2]
-    drafting = measure(level, few, SMALL)
-    costs = CostModel(measure(verify, sizes, SMALL), drafting, drafting, branch=_branch(runner))
-    group = get_tp_group()
-    return CostModel.of(group.broadcast_object(costs.numbers(), src=0)) if group.world_size > 1 else costs
+    # The larger passes first: until memory of their size has been freed once, the allocator asks the system for each.
+    verifying = measure(verify, sizes, SMALL, agree)
+    drafting = measure(level, few, SMALL, agree)
+    return CostModel.of(agree(CostModel(verifying, drafting, drafting, branch=_branch(runner, agree)).numbers()))
 
 
-def _branch(runner: Any) -> float:
+def _branch(runner: Any, agree: Callable[[Any], Any]) -> float:
     """Milliseconds that each branch of a tree adds to verifying a chain of as many nodes; 0 if nobody asks."""
     planner = runner.drafter.planner
     nodes = min(planner.shape.nodes, runner.max_num_tokens - 1) if planner.chooser else 0
@@ -72,7 +76,7 @@ def _branch(runner: Any) -> float:
     def run(which: int) -> None:
         runner.run_without_request((chain, tree)[which], context)
 
-    times = measure(run, (0, 1))
+    times = measure(run, (0, 1), 1, agree)
     return max(0.0, times[1] - times[0]) / branches
 
 

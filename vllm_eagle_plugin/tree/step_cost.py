@@ -19,14 +19,15 @@ Array = NDArray[np.float64]
 #: What is thought of start-up's word before any step, as standard deviations. Shares of a step of one row: the work
 #: around the target that each step has; what each row adds (it attends to a context, it is sampled); each branch.
 #: Shares of the step: how fast the machine is, and each size.
-OVERHEAD, ROW, BRANCH, SPEED, SIZE = 0.15, 0.02, 0.02, 0.3, 0.05
+OVERHEAD, ROW, BRANCH, SPEED, SIZE = 0.15, 0.01, 0.02, 0.3, 0.03
 #: How far a step's time scatters, and from how many times what is expected to scatter on it counts no more.
-NOISE, OUTLIER = 0.05, 3.0
-#: How far the machine's speed wanders from step to step.
-WANDER = 0.01
+NOISE, OUTLIER = 0.08, 2.0
+#: How far the machine's speed wanders from step to step. Too little, and what a slow moment adds is put down to the
+#: size that happened to run, which is then left for another that happened to run when it was over.
+WANDER = 0.04
 #: Share of what was learned of rows, branches and sizes that each step forgets: what is never run would keep an old
 #: word.
-FORGETTING = 0.0005
+FORGETTING = 0.0002
 #: Of branches that are not drawn: it would never be found out that they have become cheap.
 UNDRAWN = 0.002
 
@@ -75,7 +76,7 @@ class StepCost(Curve):
         self._covariance -= np.outer(seen, seen) / scatter
         overhead, row, _, speed = self._state[:4]
         found = self.measured * (1 + speed + self._state[4:]) + overhead + row * self.rows
-        self.ms, self._table = np.maximum(never_falling(found), 1e-6), np.empty(0)
+        self.ms, self._table = np.maximum(found, 1e-6), np.empty(0)
 
     def _shares(self, rows: int) -> Array:
         """[sizes] the weights by which this many rows lie between measured sizes, or behind the last two."""
@@ -87,18 +88,3 @@ class StepCost(Curve):
         shares = np.zeros(len(self.rows))
         shares[at], shares[at + 1] = 1 - behind, behind
         return shares
-
-
-def never_falling(values: Array) -> Array:
-    """The nearest (in squares) to `values` that does not fall: where they do, the mean of those that do."""
-    means: list[float] = []
-    counts: list[int] = []
-    for value in values.tolist():
-        means.append(value)
-        counts.append(1)
-        while len(means) > 1 and means[-2] > means[-1]:
-            count = counts.pop()
-            last = means.pop()
-            means[-1] = (means[-1] * counts[-1] + last * count) / (counts[-1] + count)
-            counts[-1] += count
-    return np.repeat(means, counts)
