@@ -157,6 +157,15 @@ def drive(control: Controller, steps: int, accepted: Callable[[int], int], reque
     return limits
 
 
+def test_trees_are_weighed_by_the_cheapest_size_that_holds_them():
+    """Two rows take longer than one, six no longer: a tree of five nodes costs next to nothing."""
+    costs = CostModel({1: 20, 2: 24, 5: 24, 6: 20, 9: 28}, {1: 1.0}, {1: 1.0})
+    rng = np.random.default_rng(0)
+    for shape, drafts in ((Shape("auto", 8, 5, 4), True), (Shape("auto", 3, 3, 1), False)):
+        found = drive(GainController(costs, shape, 0, 3), 400, lambda limit: int(limit and rng.random() < 0.15))
+        assert (np.mean(np.array(found[200:]) > 0) > 0.9) == drafts
+
+
 def test_gain_comes_back_when_trials_succeed():
     control = gain()
     limits = drive(control, 300, lambda limit: 0)

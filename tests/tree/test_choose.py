@@ -85,6 +85,19 @@ def test_a_sure_head_drafts_deep_and_narrow_a_vague_one_wide():
     assert select(growth.candidates(), [vague], keep_chain=False)[0].tree.parents.count(0) == 3
 
 
+#: Kernels work in blocks of rows: six fill one, two leave it half empty and take longer.
+BLOCKS = CostModel({1: 20, 2: 22, 3: 19, 6: 19, 7: 22, 8: 23, 16: 40}, {1: 1.5}, {1: 1.5})
+
+
+def test_drafts_fill_a_block_of_rows():
+    vague = distribution(0.2, 0.15, 0.12, 0.1, 0.08, 0.06, 0.05)
+    assert drafted(Chooser(BLOCKS), [vague], limits(1), Shape("auto", 16, 4, 4, considered=16))[1] == [5]
+    # A head that is good for nothing too, where that is cheaper than no drafts at all; and as far as it may.
+    never = distribution(*[0.001] * 8)
+    assert drafted(Chooser(BLOCKS), [never], limits(1), Shape("auto", 16, 4, 4, considered=16))[1] == [5]
+    assert drafted(Chooser(BLOCKS), [vague], limits(1, nodes=3), Shape("auto", 16, 4, 4, considered=16))[1] == [3]
+
+
 def test_dear_branches_leave_the_chain():
     """Which is deeper than what a tree would have been, and as deep as without branches."""
     head = [distribution(0.6, 0.3)] * 2

@@ -19,6 +19,8 @@ class Backend(NamedTuple):
     move_slots: Callable[[Iterable[Any], torch.Tensor, torch.Tensor], None]
     #: Blocks of room to make behind the caches. With fewer than a step's trees have leaves, these take turns.
     room: int
+    #: The block size above which copying blocks for branches is what trees mostly cost; None: none are copied.
+    small_blocks: int | None
 
 
 def backend(device: torch.device) -> Backend:
@@ -26,7 +28,7 @@ def backend(device: torch.device) -> Backend:
     if device.type == "cpu":
         from . import cpu_attention, kv_layout
 
-        return Backend(cpu_attention.unsupported, cpu_attention.enable, kv_layout.move_slots, 32)
+        return Backend(cpu_attention.unsupported, cpu_attention.enable, kv_layout.move_slots, 32, 32)
     from . import cuda_attention
 
-    return Backend(cuda_attention.unsupported, cuda_attention.enable, cuda_attention.move_slots, 0)
+    return Backend(cuda_attention.unsupported, cuda_attention.enable, cuda_attention.move_slots, 0, None)

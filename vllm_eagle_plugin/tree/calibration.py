@@ -110,11 +110,6 @@ class Calibration:
         """How much likelier (in log-odds) this request's drafts are accepted than others'."""
         return self._paces[request].shift if request in self._paces else 0.0
 
-    @property
-    def news(self) -> bool:
-        """Whether something was observed since it was last asked."""
-        return bool(self._seen)
-
     def observe(self, claims: Sequence[float], tree: Tree, path: Sequence[int], request: str) -> None:
         """Learn from a verified tree: `claims` are the head's probabilities of its nodes, their parents given,
         `path` the nodes accepted."""

@@ -183,13 +183,14 @@ class TreeHeadProposer(TreeDrafting, HeadProposer):
         rows, tail = batch * k, beams.visible.shape[-1]
         slots = self._slots(tail - k, k)
         metadata = self._metadata(slots, batch, k, tail)
-        bases, depths = self._base.tolist(), self._depths(beams)
-        masked = [
-            MaskedRows(i, i * k, base, visible, depths)
-            for i, (base, visible) in enumerate(zip(bases, beams.visible, strict=True))
-        ]
-        for group in {id(m): m for m in metadata.values()}.values():
-            attach(group, masked, whole_batch=True)
+        depths = self._depths(beams)
+        if k > 1 or not beams.visible.all():  # else a chain, which needs no mask
+            masked = [
+                MaskedRows(i, i * k, base, visible, depths)
+                for i, (base, visible) in enumerate(zip(self._base.tolist(), beams.visible, strict=True))
+            ]
+            for group in {id(m): m for m in metadata.values()}.values():
+                attach(group, masked, whole_batch=True)
         self.input_ids[:rows] = beams.tokens.flatten()
         self._set_positions(rows, (self._positions[:, None] + beams.depth).expand(-1, k).flatten())
         self.hidden_states[:rows] = hidden.flatten(0, 1)

@@ -60,8 +60,8 @@ class GainController:
     #: Drafting that has begun goes on until it is expected to yield less than this share of drafting nothing: near
     #: one, chance decides, and drafting is how to know better.
     WORTH = 0.98
-    #: Steps after which lengths are weighed again though no draft was verified since: costs have changed little.
-    AGAIN = 8
+    #: Steps for which lengths stay as they were weighed, if the requests do: little is learned from one.
+    AGAIN = 4
 
     _requests: dict[str, _Request] = field(default_factory=dict)
     _chosen: Counter[int] = field(default_factory=Counter)
@@ -82,12 +82,12 @@ class GainController:
         self._sizes = np.array(range(self.maximum + 1) if auto else sizes[: self.maximum + 1], dtype=np.float64)
         self._widths = np.array(widths[: self.maximum - 1], dtype=np.float64)
         self._whole = auto
-        self._acceptance = Calibration(self.shape.depth, self.PRIOR)
+        self._acceptance = Calibration(self.shape.depth, self.PRIOR, memory=2000 / self.AGAIN)
 
     def limits(self, requests: Sequence[str]) -> list[int]:
         self._step += 1
         states = [self._requests.setdefault(r, _Request()) for r in requests]
-        if self._acceptance.news or self._weighed != requests or self._step - self._weighed_at >= self.AGAIN:
+        if self._weighed != requests or self._step - self._weighed_at >= self.AGAIN:
             self._lengths = self._best(self._acceptance.expected(self.CLAIM, self.maximum, requests)).tolist()
             self._weighed, self._weighed_at = list(requests), self._step
         further = self._step % self.probe_every == 0  # else what is deeper would never be known

@@ -120,6 +120,9 @@ class TreeRunner(Base):
             self.drafter.planner.fall_back(f"attention: {reason}")
         else:
             attention.enable(layers.values(), room)
+            small = attention.small_blocks
+            if small and self.cache_config.block_size > small and self.drafting.shape.kind != "chain":
+                logger.info("Each branch of a tree copies a block of keys: --block-size %d makes trees faster.", small)
 
     def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: np.ndarray) -> Any:
         prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
