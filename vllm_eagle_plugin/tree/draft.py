@@ -50,6 +50,12 @@ class TreeDrafting(Base):
         plan, self.plan = self.plan or planner.plan(self._runner), None
         clock = self._runner.clock
         clock.start()
+        if planner.shape.kind == "chain" and plan.depth and not observe.observers:
+            # The chain proposer's own loop: of what the head says only its first choices are wanted.
+            self.catch_up(inputs)
+            drafted = super().draft(plan.depth, **inputs).tolist()
+            clock.observe_chain(planner.costs, len(drafted), plan.depth)
+            return [row[:level] for row, level in zip(drafted, plan.levels, strict=True)]
         root = self.root(plan.depth > 0, **inputs)
         if root is None:
             clock.observe(None, len(batch.req_ids))
@@ -79,6 +85,9 @@ class TreeDrafting(Base):
     def forget(self, request: str) -> None:
         """A request has ended."""
         self.planner.forget(request)
+
+    def catch_up(self, inputs: dict[str, Any]) -> None:
+        """Read what the head has missed in steps that drafted nothing."""
 
     def run_head(self, rows: int) -> Any:
         """The head's output on `rows` rows of whatever its input buffers hold; to measure what it costs."""
@@ -157,11 +166,14 @@ class TreeHeadProposer(TreeDrafting, HeadProposer):
         super().forget(request)
         self.backlog.drop(request)
 
-    def root(self, wanted: bool, **inputs: Any) -> Root | None:
+    def catch_up(self, inputs: dict[str, Any]) -> None:
         if self.backlog.rows and (
             unread := self.backlog.take(self._runner.input_batch.req_ids, self.block_size, inputs)
         ):
             HeadProposer.draft(self, 0, **unread)
+
+    def root(self, wanted: bool, **inputs: Any) -> Root | None:
+        self.catch_up(inputs)
         common: CommonAttentionMetadata = inputs["common_attn_metadata"]
         rows = sampled_rows(inputs["token_indices_to_sample"], common).long()
         lengths = common.seq_lens[: common.num_reqs].clone()

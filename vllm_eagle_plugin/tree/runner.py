@@ -76,6 +76,17 @@ class Clock:
         if self._runs and curve:
             curve.observe(rows, ms)
 
+    def observe_chain(self, costs: CostModel, requests: int, levels: int) -> None:
+        """What went by since the start was drafting chains, which nobody interrupts to time a level."""
+        first, level = float(costs.first(requests)), float(costs.level(requests))
+        ms = (perf_counter() - self._started) * 1e3
+        self._drafted += ms
+        if self._runs:
+            slower = ms / max(first + (levels - 1) * level, 1e-6)
+            costs.first.observe(requests, slower * first)
+            if levels > 1:
+                costs.level.observe(requests, slower * level)
+
     def observe_step(self, costs: CostModel, drafts: int, rows: int, branches: int) -> None:
         """Tell `costs` how long all else of the step took, in which `rows` rows were verified, `drafts` of them drafts."""
         self._plain = 0 if drafts else (self._plain + 1) % self.PLAIN
