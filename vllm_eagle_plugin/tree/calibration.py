@@ -66,10 +66,15 @@ class Shifts:
 class Calibration:
     """P(draft accepted | the one it continues accepted), learned from verified trees."""
 
+    #: Weight of a step's requests in how requests usually do.
+    USUAL = 0.01
+
     def __init__(self, depth: int, prior: float = 6.0, memory: float = 2000.0):
         self._claims = Shifts((2, len(EDGES) + 1), prior, memory)
         self._depths = Shifts((depth + 1, 2), prior, memory)
         self._spread = Spread()
+        #: Mean shift of requests: what all of them do is not theirs but a depth's, or a claim's.
+        self._usual = 0.0
         self._paces: dict[str, Pace] = {}
         self._seen: list[tuple[Tree, Sequence[float], Sequence[int], str]] = []
 
@@ -140,8 +145,9 @@ class Calibration:
         by_depth = 1 / (1 + np.exp(-odds - self._depths.values()[depths, ranks]))
         self._claims.add((ranks, bins), claims, hits)
         # Deep drafts are mostly those of requests that do well: that is not the depth's doing.
-        paces = np.array([self.shift(request) for *_, request in seen])[requests]
-        self._depths.add((depths, ranks), shifted(by_claim, paces), hits)
+        paces = np.array([self.shift(request) for *_, request in seen])
+        self._usual += self.USUAL * (paces.mean() - self._usual)
+        self._depths.add((depths, ranks), shifted(by_claim, (paces - self._usual)[requests]), hits)
         # First choices say how a request does; the rest mostly say how many others were tried.
         firsts: dict[int, tuple[list[float], list[float]]] = {}
         rank, row, p, hit = (column.tolist() for column in (ranks, requests, by_depth, hits))

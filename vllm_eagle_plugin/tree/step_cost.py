@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 #: Shares of the step: how fast the machine is, and each size.
 OVERHEAD, ROW, BRANCH, SPEED, SIZE = 0.15, 0.01, 0.02, 0.3, 0.03
 #: How far a step's time scatters, and from how many times what is expected to scatter on it counts no more.
-NOISE, OUTLIER = 0.08, 2.0
+NOISE, OUTLIER = 0.08, 1.2
 #: How far the machine's speed wanders from step to step. Too little, and what a slow moment adds is put down to the
 #: size that happened to run, which is then left for another that happened to run when it was over.
 WANDER = 0.04
