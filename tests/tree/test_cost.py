@@ -61,6 +61,13 @@ def test_a_size_that_was_measured_wrong_is_found_out(said: float):
     assert costs.verify(2) / costs.verify(1) == pytest.approx(42 / 40, abs=0.03)
 
 
+def test_steps_beyond_the_last_size_are_expected_to_take_what_the_curve_says():
+    costs = CostModel({1: 50.0, 2: 40.0}, {1: 2.0}, {1: 3.0})
+    for _ in range(50):
+        costs.verify.observe(9, 40.0)
+    np.testing.assert_allclose(costs.verify([1, 2, 9]), [50, 40, 40], rtol=1e-6)
+
+
 def test_work_around_the_target_is_the_same_for_all_sizes():
     """20 ms that start-up did not see do not make a row dearer."""
     costs, rng = model(), np.random.default_rng(0)

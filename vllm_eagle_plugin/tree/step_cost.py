@@ -85,6 +85,8 @@ class StepCost(Curve):
         last = len(self.rows) - 2
         at = min(max(int(np.searchsorted(self.rows, rows, "right")) - 1, 0), last)
         behind = max((rows - self.rows[at]) / (self.rows[at + 1] - self.rows[at]), 0.0)
+        if self.measured[at + 1] < self.measured[at]:
+            behind = min(behind, 1.0)  # as the curve has it: what falls to the last size falls no further
         shares = np.zeros(len(self.rows))
         shares[at], shares[at + 1] = 1 - behind, behind
         return shares
