@@ -43,6 +43,9 @@ ROWS = 512
 SERVE = ("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16", "--max-num-batched-tokens", str(ROWS))
 #: A busy machine takes its time to start a server; what this one waits for is half an hour long anyway.
 START_SECONDS = 1200
+#: What glibc keeps of freed memory depends on which sizes were alive together, and steps up for hours. With fixed
+#: thresholds what is freed goes back to the system, so that resident memory is memory in use.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144", "MALLOC_ARENA_MAX": "1"}
 #: Room in the KV cache for this many of the longest requests: small enough to be filled (its pages count as memory
 #: only then) within minutes, and to be fought for.
 BLOCK, REQUESTS_THAT_FIT = 128, 5
@@ -122,7 +125,9 @@ def main(
     questions = read_prompts(prompts)
     serving = serving_arguments(longest_prompt + longest + 8)
     as_sampled = ("--logprobs-mode", "processed_logprobs")
-    with serve(target, logs / "plain.log", *serving, *as_sampled, start_seconds=START_SECONDS) as server:
+    with serve(
+        target, logs / "plain.log", *serving, *as_sampled, start_seconds=START_SECONDS, settings=ALLOCATOR
+    ) as server:
         asking = Clients(server, target)
         entries = build(questions, AutoTokenizer.from_pretrained(target), count, longest_prompt, seed)
         plain = answer_plainly(asking, entries, longest, clients)
@@ -132,7 +137,7 @@ def main(
             every_size(asking, ROWS)
         plain_curve = load_of.run(asking, minutes * 60, console)[1] if control else []
     arguments, log = [*serving, *drafting], logs / "trees.log"
-    with serve(target, log, *arguments, start_seconds=START_SECONDS) as server:
+    with serve(target, log, *arguments, start_seconds=START_SECONDS, settings=ALLOCATOR) as server:
         asking = Clients(server, target)
         every_size(asking, ROWS)
         seen, curve = load_of.run(asking, minutes * 60, console)

@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,16 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(target: Path | str, log: Path, *arguments: str, start_seconds: float = START_SECONDS) -> Iterator[Server]:
+def serve(
+    target: Path | str,
+    log: Path,
+    *arguments: str,
+    start_seconds: float = START_SECONDS,
+    settings: Mapping[str, str] | None = None,
+) -> Iterator[Server]:
     """Run `vllm serve TARGET ARGUMENTS...` and yield it once it answers.
+
+    settings: environment variables beside those of `serving_environment`.
 
     Raises:
         HeadError: it stopped or did not answer in time; the error quotes the last lines of its log.
@@ -72,7 +80,11 @@ def serve(target: Path | str, log: Path, *arguments: str, start_seconds: float =
     command = [_vllm(), "serve", str(target), "--host", "127.0.0.1", "--port", str(port), *arguments]
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=serving_environment(), start_new_session=True
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=serving_environment() | dict(settings or {}),
+            start_new_session=True,
         )
     server = Server(f"http://127.0.0.1:{port}")
     try:
