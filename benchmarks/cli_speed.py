@@ -44,6 +44,10 @@ def compare(
     temperature: TemperatureOption = 0.0,
     concurrency: ConcurrencyOption = 1,
     rounds: Annotated[int, typer.Option(help="How often everything is asked.", min=1)] = 1,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Start the engines anew for each round: each is as fast as it happens to be."),
+    ] = False,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Answers of full length.")] = False,
     engine_args: EngineOption = None,
     as_json: JsonOption = False,
@@ -64,7 +68,7 @@ def compare(
     questions = first_turns(read_prompts(prompts, limit))
     sampling = Sampling(temperature, max_tokens, ignore_eos=ignore_eos)
     options = engine_options(engine_args)
-    result = run(target, methods, questions, prompts, sampling, concurrency, rounds, options)
+    result = run(target, methods, questions, prompts, sampling, concurrency, rounds, options, fresh)
     deliver(result, as_json, output)
     if not as_json:
         show_compare(terminal(), result)

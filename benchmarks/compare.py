@@ -30,27 +30,43 @@ def compare(
     concurrency: int,
     rounds: int,
     options: dict[str, Any],
+    fresh: bool = False,
 ) -> Compare:
     """Measure `methods` against plain decoding, which is added.
+
+    fresh: the engines are started anew for each round.
 
     Raises:
         HeadError: an engine did not start, or nothing was finished.
     """
     everyone = [Method(PLAIN, None), *methods]
     load_before = load()
-    with open_workers(target, {m.name: m.speculative for m in everyone}, options) as workers:
-        trials, stopped = run_all(workers, everyone, questions, sampling, concurrency, rounds)
-        plain = trials[PLAIN]
-        differences: list[Difference] = []
-        about = workers[PLAIN].describe()
-        tolerance = TIE_TOLERANCE.get(about["dtype"], TIE_TOLERANCE["bfloat16"])
-        if sampling.temperature == 0:
-            asked = {q.index: q for q in questions}
-            # Whoever was interrupted may be in the middle of a sentence, or dead: it is asked nothing more.
-            judge = None if stopped else workers[PLAIN]
-            for trial in trials.values():
-                differences += find_differences(trial, plain, judge, asked, tolerance)
-        rows = [row(t, plain, _identical(t, differences, sampling)) for t in trials.values()]
+    asked = {q.index: q for q in questions}
+    trials = {m.name: Trial(m, concurrency) for m in everyone}
+    differences: list[Difference] = []
+    about: dict[str, Any] = {}
+    tolerance, stopped = 0.0, None
+    for start in range(rounds if fresh else 1):
+        try:
+            with open_workers(target, {m.name: m.speculative for m in everyone}, options) as workers:
+                answered, stopped = run_all(workers, everyone, questions, sampling, concurrency, 1 if fresh else rounds)
+                for name, trial in answered.items():
+                    trials[name].add(trial, start)
+                about = workers[PLAIN].describe()
+                tolerance = TIE_TOLERANCE.get(about["dtype"], TIE_TOLERANCE["bfloat16"])
+                if sampling.temperature == 0:
+                    # Whoever was interrupted may be in the middle of a sentence, or dead: it is asked nothing more.
+                    judge = None if stopped else workers[PLAIN]
+                    for trial in answered.values():
+                        differences += find_differences(trial, answered[PLAIN], judge, asked, tolerance)
+        except (HeadError, KeyboardInterrupt) as error:
+            if start == 0:
+                raise
+            stopped = str(error) or "interrupted"
+        if stopped:
+            break
+    plain = trials[PLAIN]
+    rows = [row(t, plain, _identical(t, differences, sampling)) for t in trials.values()]
     found = environment(load_before)
     return Compare(
         partial=stopped,
@@ -61,6 +77,7 @@ def compare(
         max_tokens=sampling.max_tokens,
         questions=len({r.question for r in plain.records}),
         rounds=rounds,
+        fresh=fresh,
         engine={name: value for name, value in about.items() if name != "method"},
         environment=found,
         rows=rows,

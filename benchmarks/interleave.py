@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from .records import Record
 from .schema import Figure
 from .session import Sampling, Step
 from .speed import Row, impossible
-from .statistics import interval, ratio_interval, resample
+from .statistics import Array, interval, ratio_interval, resample
 from .summary import acceptance, latencies
 from .worker import Worker
 
@@ -25,6 +25,8 @@ class Block:
     """One block of questions, answered by one engine: all of it asked at once."""
 
     records: list[Record]
+    #: Which start of the engine answered.
+    start: int = 0
 
     @property
     def seconds(self) -> float:
@@ -47,6 +49,21 @@ class Trial:
     @property
     def records(self) -> list[Record]:
         return [record for block in self.blocks for record in block.records]
+
+    def add(self, trial: Trial, start: int) -> None:
+        """Take in what another start of the engine answered."""
+        self.blocks += [replace(block, start=start) for block in trial.blocks]
+        self.steps += trial.steps
+
+    def sums(self) -> Array:
+        """[n, 2] tokens and seconds of each start of the engine, of each block where there was one start: what is
+        resampled. One process is some percent faster than another at the same work, in all of its blocks."""
+        several = len({block.start for block in self.blocks}) > 1
+        found: dict[int, Array] = {}
+        for i, block in enumerate(self.blocks):
+            unit = block.start if several else i
+            found[unit] = found.get(unit, np.zeros(2)) + np.array([block.tokens, block.seconds])
+        return np.array([*found.values()]).reshape(-1, 2)
 
 
 def interleaved(
@@ -110,8 +127,8 @@ def row(trial: Trial, plain: Trial, identical: int | None = None) -> Row:
     """A trial as a row, against plain decoding's."""
     records, k = trial.records, trial.method.k
     figures = acceptance(records, k) if k else None
-    tokens, seconds = [b.tokens for b in trial.blocks], [b.seconds for b in trial.blocks]
-    speed = sum(tokens) / sum(seconds)
+    tokens, seconds = trial.sums().T
+    speed = tokens.sum() / seconds.sum()
     bounds = ratio_interval(tokens, seconds) or (None, None)
     faster = speedup(trial, plain)
     found = latencies(records)
@@ -120,8 +137,8 @@ def row(trial: Trial, plain: Trial, identical: int | None = None) -> Row:
         speculative_config=trial.method.speculative,
         num_speculative_tokens=k,
         concurrency=trial.concurrency,
-        output_tokens=sum(tokens),
-        tokens_per_second=Figure(value=speed, low=bounds[0], high=bounds[1]),
+        output_tokens=int(tokens.sum()),
+        tokens_per_second=Figure(value=float(speed), low=bounds[0], high=bounds[1]),
         speedup=faster,
         median_ttft_ms=found["median_ttft_ms"],
         mean_itl_ms=found["mean_itl_ms"],
@@ -138,11 +155,10 @@ def row(trial: Trial, plain: Trial, identical: int | None = None) -> Row:
 
 
 def speedup(trial: Trial, plain: Trial) -> Figure:
-    """Ratio of the two speeds, resampled over blocks that both answered."""
-    pairs = zip(trial.blocks, plain.blocks, strict=True)
-    sums = np.array([(a.tokens, a.seconds, b.tokens, b.seconds) for a, b in pairs], float)
+    """Ratio of the two speeds, resampled over what both answered, see `Trial.sums`."""
+    sums = np.concatenate([trial.sums(), plain.sums()], 1)
 
-    def ratio(s: np.ndarray) -> np.ndarray:
+    def ratio(s: Array) -> Array:
         return (s[..., 0] / s[..., 1]) / (s[..., 2] / s[..., 3])
 
     value = float(ratio(sums.sum(0)))

@@ -44,6 +44,8 @@ SHAPES = ("2,1,1", "4,1,1", "4,2,1/16", "8x2", "4x3", "8x3/16", "4x5/16", "auto/
 #: A copy of the head with random weights; how many are asked at a time, and how many questions.
 WORTHLESS = Path("artifacts/worthless")
 BATCHES = {"worthless_1": (1, 8), "worthless_8": (8, 32), "worthless_32": (32, 80)}
+#: How often its engines are started: processes differ by more at the same work than the few percent looked for.
+STARTS = 5
 #: What --quick asks of the `bench` verbs: as many questions as the largest batch has.
 QUICK = ["--limit", "8", "--max-tokens", "12"]
 
@@ -132,6 +134,8 @@ def arguments(
         few = ["--width", "1024", "--inner", "1024", "--vocab", "4096", "--rounds", "1"] if quick else []
         return ["vllm_eagle_plugin.benchmarks.convert_speed", f"--json={file}", *few]
     verb, how = bench(name, str(WORTHLESS) if name in BATCHES else head)
+    if name in BATCHES and not quick:
+        how += ["--rounds", str(STARTS), "--fresh"]
     written = [f"--output={file}", f"--html={file.with_suffix('.html')}", f"--plot={file.with_suffix('.png')}"]
     others = [part for other in beside for part in ("--head", other)] if name == "compare" else []
     asked = ["--target", target, "--prompts", prompts, *how, *others, *(QUICK if quick else [])]

@@ -81,6 +81,7 @@ class Compare(Model):
     max_tokens: int
     questions: int
     rounds: int
+    fresh: bool = Field(False, description="Engines were started anew for each round; intervals are over rounds.")
     engine: dict[str, Any]
     environment: Environment
     rows: list[Row]

@@ -21,7 +21,7 @@ def show_compare(console: Console, result: Compare) -> None:
     """Print a result of `bench compare`."""
     console.print(
         f"{result.target}: {result.questions} questions, up to {result.max_tokens} tokens, T = {result.temperature:g}, "
-        f"concurrency {result.rows[0].concurrency}, {result.rounds} round(s), {result.engine['dtype']}"
+        f"concurrency {result.rows[0].concurrency}, {result.rounds} round(s){', each with engines of its own' * result.fresh}, {result.engine['dtype']}"
     )
     if result.partial:
         console.print(f"PARTIAL: {result.partial}", style="bold red")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from vllm_eagle_plugin.benchmarks import compare
 from vllm_eagle_plugin.benchmarks.acceptance import measure
 from vllm_eagle_plugin.benchmarks.compare import find_differences, first_difference
 from vllm_eagle_plugin.benchmarks.interleave import Block, Trial, row
@@ -110,6 +113,37 @@ def test_head_that_does_not_load(language: Language, tmp_path: Path) -> None:
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr
     assert "weights" in errors[0]
+
+
+@pytest.mark.parametrize("fails", [None, HeadError("gone"), KeyboardInterrupt()])
+def test_engines_started_anew(fails: BaseException | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What differs from process to process counts as often as there were processes, and a start that fails costs
+    nothing of the others."""
+    luck, started = [1.0, 1.25, 1.1, 1.0], []
+
+    @contextlib.contextmanager
+    def opened(*asked: object) -> Iterator[dict[str, SimpleNamespace]]:
+        started.append(asked)
+        if fails is not None and len(started) == 4:
+            raise fails
+        yield {"plain": SimpleNamespace(describe=lambda: {"dtype": "float32"})}
+
+    def ran(*asked: object) -> tuple[dict[str, Trial], None]:
+        return {"plain": trial(PLAIN, 1.0), HEAD.name: trial(HEAD, luck[len(started) - 1])}, None
+
+    monkeypatch.setattr(compare, "open_workers", opened)
+    monkeypatch.setattr(compare, "run_all", ran)
+    asked = [Question(i, str(i), token_ids=(i,)) for i in range(8)]
+    result = compare.compare("target", [HEAD], asked, "some", Sampling(), 1, 4, {}, fresh=True)
+    done = 4 if fails is None else 3
+    assert (result.rounds, result.fresh, result.rows[1].answers) == (4, True, 8 * done)
+    assert (result.partial is None) == (fails is None)
+    speed = result.rows[1].speedup
+    assert speed.value == pytest.approx(done / sum(luck[:done]))
+    assert speed.low == pytest.approx(1 / 1.25), "so few starts say no more than that"
+    assert speed.high == pytest.approx(1.0)
+    once = row(trial(HEAD, 1.25), trial(PLAIN, 1.0)).speedup
+    assert (once.low, once.high) == (pytest.approx(0.8), pytest.approx(0.8)), "within a start all blocks are alike"
 
 
 def trial(method: Method, seconds: float, accepted: int = 2, questions: int = 8) -> Trial:

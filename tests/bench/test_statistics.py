@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
 import scipy.stats
 from pydantic import ValidationError
 from vllm_eagle_plugin.benchmarks import statistics
-from vllm_eagle_plugin.benchmarks.interleave import speedup
+from vllm_eagle_plugin.benchmarks.interleave import Block, Trial, speedup
+from vllm_eagle_plugin.benchmarks.methods import Method
 from vllm_eagle_plugin.benchmarks.records import with_steps
 from vllm_eagle_plugin.benchmarks.schema import Acceptance, Figure
 from vllm_eagle_plugin.benchmarks.summary import (
@@ -127,11 +128,35 @@ def test_intervals_of_speedups_cover_the_truth(blocks: int) -> None:
         runs = []
         for seconds in (0.02, 0.03):
             spent = mood * tokens * seconds * rng.lognormal(0, 0.1, blocks)
-            made = [SimpleNamespace(tokens=int(n), seconds=float(s)) for n, s in zip(tokens, spent, strict=True)]
-            runs.append(SimpleNamespace(blocks=made))
-        found = speedup(*runs)  # type: ignore[arg-type]
+            runs.append(answered(zip(tokens, spent, strict=True)))
+        found = speedup(*runs)
         hits += found.low <= 1.5 <= found.high
     assert 930 <= hits <= 970
+
+
+def test_intervals_over_starts_cover_the_truth() -> None:
+    """Where each process is as fast as it happens to be: over blocks, intervals would be far too narrow."""
+    rng, hits, over_blocks = np.random.default_rng(1), 0, 0
+    for _ in range(500):
+        pooled, runs = [], []
+        for seconds in (0.02, 0.03):
+            spent = 50 * seconds * np.repeat(rng.lognormal(0, 0.05, 6), 8) * rng.lognormal(0, 0.02, 48)
+            runs.append(answered([(50, s) for s in spent], 8))
+            pooled.append(answered([(50, s) for s in spent]))
+        found, narrow = speedup(*runs), speedup(*pooled)
+        hits += found.low <= 1.5 <= found.high
+        over_blocks += narrow.low <= 1.5 <= narrow.high
+    assert 460 <= hits <= 490
+    assert over_blocks < 350
+
+
+def answered(blocks: Iterable[tuple[int, float]], blocks_a_start: int = 1_000) -> Trial:
+    """Blocks of so many tokens and seconds, all of one start or so many of each."""
+    made = []
+    for i, (tokens, seconds) in enumerate(blocks):
+        one = record(0, []).model_copy(update={"output_tokens": int(tokens), "latency": float(seconds)})
+        made.append(Block([one], i // blocks_a_start))
+    return Trial(Method("way", None), 1, made)
 
 
 def test_intervals_over_steps_would_not_cover() -> None:
