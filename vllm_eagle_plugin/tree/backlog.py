@@ -6,6 +6,7 @@ keys and values of every token since. They are made up for in one pass, many tok
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +17,24 @@ from vllm.v1.attention.backend import CommonAttentionMetadata
 
 @dataclass(frozen=True)
 class Unread:
-    """Tokens [n] of a request at successive positions [n], and the target's hidden states [n, H] there."""
+    """Tokens [n] of a request from a position on, and the target's hidden states [n, H] there."""
 
-    tokens: Tensor
-    positions: Tensor
+    tokens: list[int]
+    first: int
     hidden: Tensor
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def end(self) -> int:
+        """The position behind the last."""
+        return self.first + len(self)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Unread]) -> Unread:
+        """Parts that follow one another."""
+        return cls([t for part in parts for t in part.tokens], parts[0].first, torch.cat([p.hidden for p in parts]))
 
 
 class Backlog:
@@ -52,9 +63,9 @@ class Backlog:
         unread: list[Unread] = []
         for index, request in enumerate(requests):
             own = self._unread.pop(request, [])
-            if own and int(own[-1].positions[-1]) + 1 == int(inputs["target_positions"][starts[index]]):
+            if own and own[-1].end == int(inputs["target_positions"][starts[index]]):
                 chosen.append(index)
-                unread.append(Unread(*(torch.cat([getattr(u, f) for u in own]) for f in Unread.__match_args__)))
+                unread.append(Unread.joined(own))
         self._unread.clear()
         self.rows = 0
         return _pass(unread, chosen, [starts[i] for i in chosen], block_size, inputs) if chosen else None
@@ -65,12 +76,12 @@ def _pass(
 ) -> dict[str, Any]:
     """A pass over `unread` of the requests `chosen`, whose rows in `inputs` start at `starts`."""
     common: CommonAttentionMetadata = inputs["common_attn_metadata"]
-    blocks = common.block_table_tensor[chosen]
+    blocks, ids = common.block_table_tensor[chosen], inputs["target_token_ids"]
     counts = torch.tensor([len(u) for u in unread])
     bounds = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
-    positions = torch.cat([u.positions for u in unread])
+    positions = torch.cat([torch.arange(u.first, u.end) for u in unread]).to(inputs["target_positions"])
     owners = torch.arange(len(unread)).repeat_interleave(counts).to(blocks.device)
-    lengths = torch.tensor([int(u.positions[-1]) + 1 for u in unread], dtype=torch.int32)
+    lengths = torch.tensor([u.end for u in unread], dtype=torch.int32)
     metadata = CommonAttentionMetadata(
         query_start_loc=bounds.to(blocks.device),
         query_start_loc_cpu=bounds,
@@ -84,11 +95,11 @@ def _pass(
     )
     return {
         **inputs,
-        "target_token_ids": torch.cat([u.tokens for u in unread]),
+        "target_token_ids": torch.tensor([t for u in unread for t in u.tokens]).to(ids),
         "target_positions": positions,
         "target_hidden_states": torch.cat([u.hidden for u in unread]),
         # What a head reads at the last of them: the first token of this step.
-        "next_token_ids": inputs["target_token_ids"][starts],
+        "next_token_ids": ids[starts],
         "token_indices_to_sample": None,
         "num_rejected_tokens_gpu": None,
         "common_attn_metadata": metadata,
