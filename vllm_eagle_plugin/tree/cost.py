@@ -70,11 +70,19 @@ class Curve:
         """Milliseconds for each of `rows`, whole numbers."""
         asked = rows if isinstance(rows, int) else np.asarray(rows, dtype=np.int64)
         most = asked if isinstance(asked, int) else int(asked.max(initial=0))
-        if most >= len(self._table):
-            self._table = self._up_to(max(63, 2 * most))
-        return np.asarray(self._table[asked] * self.correction)
+        return np.asarray(self._up_to(most)[asked] * self.correction)
+
+    def onwards(self, first: int, count: int) -> NDArray[np.float64]:
+        """[count] milliseconds for `first` rows, for one more, and so on."""
+        return self._up_to(first + count)[first : first + count] * self.correction
 
     def _up_to(self, most: int) -> NDArray[np.float64]:
+        """Uncorrected, for every number of rows up to `most` at least."""
+        if most >= len(self._table):
+            self._table = self._interpolated(max(63, 2 * most))
+        return self._table
+
+    def _interpolated(self, most: int) -> NDArray[np.float64]:
         asked = np.arange(most + 1)
         ms = np.interp(asked, self.rows, self.ms)
         if len(self.rows) > 1:

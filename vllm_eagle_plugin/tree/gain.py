@@ -177,5 +177,5 @@ class GainController:
         so many or more nodes takes: beyond some sizes a step is cheaper."""
         if not self._whole:
             return self.costs.verify(batch + drafts)
-        any_more = self.costs.verify(batch + np.arange(batch * max(self.shape.nodes, self.maximum) + 1))
+        any_more = self.costs.verify.onwards(batch, batch * max(self.shape.nodes, self.maximum) + 1)
         return np.minimum.accumulate(any_more[::-1])[::-1][np.asarray(drafts, dtype=np.int64)]

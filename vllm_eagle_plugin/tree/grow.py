@@ -193,7 +193,7 @@ def drawable(
     """The candidates' scores [B, C], -inf for those deeper than a request's levels or off the chain of one that
     may draft only a chain."""
     scores = candidates.scores
-    if levels is not None:
+    if levels is not None and min(levels) < int(candidates.depths[0, -1]):
         limits = torch.tensor(list(levels), device=scores.device)[:, None]
         scores = scores.masked_fill(candidates.depths > limits, -torch.inf)
     if chains is not None and any(chains):
