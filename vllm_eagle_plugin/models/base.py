@@ -89,12 +89,16 @@ class DraftHead(nn.Module):
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """[T, D] to logits [T, V] over the target's vocabulary; -inf for tokens the head cannot draft."""
-        logits = self.logits_processor(self.lm_head, hidden_states, self._lm_head_bias())
+        logits = self.draft_logits(hidden_states)
         if logits is None or self.target_ids is None:
             return logits
         full = logits.new_full((*logits.shape[:-1], self.head_config.vocab_size), float("-inf"))
         full[..., self.target_ids] = logits
         return full
+
+    def draft_logits(self, hidden_states: Tensor) -> Tensor | None:
+        """[T, D] to logits [T, Vd] over what the head can draft: the target's `target_ids`, where it has those."""
+        return self.logits_processor(self.lm_head, hidden_states, self._lm_head_bias())
 
     def get_top_tokens(self, hidden_states: Tensor) -> Tensor:
         """The target id [T] of the largest logit, without the scatter to V."""

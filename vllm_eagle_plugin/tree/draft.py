@@ -17,6 +17,7 @@ from .backlog import Backlog, Unread
 from .grow import Beams, Growth
 from .planner import Plan, Planner
 from .runner import TreeRunner, require_runner
+from .vocabulary import DraftVocabulary
 
 if TYPE_CHECKING:
     Base = HeadProposer
@@ -27,7 +28,7 @@ else:
 class Root(NamedTuple):
     """What a head says at the last verified position of each request of a batch."""
 
-    #: Logits [B, V] of the first draft.
+    #: Logits [B, Vd] of the first draft, over what the head can draft.
     logits: Tensor
     #: The state [B, H] that the first beams feed on.
     hidden: Tensor
@@ -43,6 +44,10 @@ class TreeDrafting(Base):
         #: Of the step that runs, once it is made.
         self.plan: Plan | None = None
         super().__init__(vllm_config, device, runner)
+
+    def load_model(self, target_model: torch.nn.Module) -> None:
+        super().load_model(target_model)
+        self.vocabulary = DraftVocabulary(self.model)
 
     def draft(self, num_speculative_tokens: int, **inputs: Any) -> list[list[int]]:
         """Drafts of each request, parents first; the trees they form are left with the runner."""
@@ -60,7 +65,8 @@ class TreeDrafting(Base):
         if root is None:
             clock.observe(None, len(batch.req_ids))
             return [[] for _ in batch.req_ids]
-        growth = Growth(planner.shape, len(batch.req_ids), plan.depth, planner.scorer(batch.req_ids))
+        scorer = planner.scorer(batch.req_ids)
+        growth = Growth(planner.shape, len(batch.req_ids), plan.depth, scorer, self.vocabulary.ids)
         growth.start(root.logits.float().log_softmax(-1))
         clock.observe(planner.costs.first, len(batch.req_ids))
         hidden = root.hidden[:, None]
@@ -99,7 +105,7 @@ class TreeDrafting(Base):
         raise NotImplementedError
 
     def level(self, beams: Beams, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [B * k, V] and states [B * k, H] of beams [B, k] that feed on `hidden` [B, k, H]."""
+        """Logits [B * k, Vd] and states [B * k, H] of beams [B, k] that feed on `hidden` [B, k, H]."""
         raise NotImplementedError
 
 
@@ -118,14 +124,14 @@ class TreeAttentionFreeProposer(TreeDrafting, AttentionFreeProposer):  # type: i
         features, hidden = self.model(
             inputs["target_token_ids"][last] if self._lagging else token, None, inputs["target_hidden_states"][last]
         )
-        return Root(self.model.compute_logits(features), hidden)
+        return Root(self.vocabulary.logits(features), hidden)
 
     def level(self, beams: Beams, hidden: Tensor) -> tuple[Tensor, Tensor]:
         # A lagging head reads the token before the one it continues.
         tokens = self._fed.gather(1, beams.sources) if self._lagging else beams.tokens
         self._fed = beams.tokens
         features, hidden = self.model(tokens.flatten(), None, hidden.flatten(0, 1))
-        return self.model.compute_logits(features), hidden
+        return self.vocabulary.logits(features), hidden
 
 
 class TreeHeadProposer(TreeDrafting, HeadProposer):
@@ -192,7 +198,7 @@ class TreeHeadProposer(TreeDrafting, HeadProposer):
             return None
         self._base, self._positions = lengths.long(), positions
         self._blocks = common.block_table_tensor
-        return Root(self.model.compute_logits(features[rows]), hidden[rows])
+        return Root(self.vocabulary.logits(features[rows]), hidden[rows])
 
     def level(self, beams: Beams, hidden: Tensor) -> tuple[Tensor, Tensor]:
         batch, k = beams.tokens.shape
@@ -219,7 +225,7 @@ class TreeHeadProposer(TreeDrafting, HeadProposer):
         ):
             output = self.run_head(rows)
         features, fed = output if isinstance(output, tuple) else (output, output)
-        return self.model.compute_logits(features[:rows]), fed[:rows]
+        return self.vocabulary.logits(features[:rows]), fed[:rows]
 
     def _depths(self, beams: Beams) -> Tensor:
         """[tail] position of each drafted key, counted from the first behind the request's own."""

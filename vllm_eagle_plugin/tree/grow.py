@@ -79,12 +79,21 @@ class Growth:
     would be many short branches, accepted less often than the one chain.
     """
 
-    def __init__(self, shape: Shape, batch: int, levels: int | None = None, scorer: Scorer | None = None):
-        """`levels`: fewer than the shape's, where nobody would use more."""
+    def __init__(
+        self,
+        shape: Shape,
+        batch: int,
+        levels: int | None = None,
+        scorer: Scorer | None = None,
+        ids: Tensor | None = None,
+    ):
+        """levels: fewer than the shape's, where nobody would use more. ids [V]: the target's id of each token that
+        log-probabilities are of; None: its own."""
         self.shape = shape
         self.batch = batch
         self.levels = min(shape.depth, levels or shape.depth)
         self.scorer = scorer
+        self.ids = ids
         #: Beams of a request that each level so far was drafted from, behind the root; most for the next.
         self.widths: list[int] = []
         self.narrow: int | None = None
@@ -137,6 +146,7 @@ class Growth:
         """Adds the children of the beams [B, k], whose log-probabilities are [B, k, V]."""
         shape = self.shape
         claims, tokens = best(logprobs, min(children(shape, self.depth), logprobs.shape[-1]))
+        tokens = tokens if self.ids is None else self.ids[tokens]
         # A head that says NaN says nothing: its node gets no children.
         claims = claims.float().nan_to_num(nan=-torch.inf, neginf=-torch.inf).clamp(max=0)
         scores = self._scores[..., None] + (self.scorer(claims, self.depth + 1) if self.scorer else claims)

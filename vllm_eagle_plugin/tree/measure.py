@@ -50,7 +50,7 @@ def measured_costs(runner: Any) -> CostModel:
         with _context(runner, rows):
             output = drafter.run_head(rows)
             features = output[0] if isinstance(output, tuple) else output
-            logits = drafter.model.compute_logits(features[:rows]).float()
+            logits = drafter.vocabulary.logits(features[:rows]).float()
             _finish(logits.log_softmax(-1))
 
     few = [n for n in sizes if n <= MOST // 2]
