@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,18 +21,23 @@ class Answer:
     turn: int
     messages: list[dict[str, Any]]
     prompt_tokens: int = 0
-    started: float = field(default_factory=time.perf_counter)
+    #: The clock that it arrives by.
+    now: Callable[[], float] = time.perf_counter
+    started: float = field(init=False)
     pieces: list[int] = field(default_factory=list)
     arrivals: list[float] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     finish_reason: str | None = None
 
+    def __post_init__(self) -> None:
+        self.started = self.now()
+
     def add(self, token_ids: list[int], text: str) -> None:
         """Take what arrived; text without tokens belongs to tokens that came before."""
         if token_ids:
             self.pieces.append(len(token_ids))
-            self.arrivals.append(time.perf_counter())
+            self.arrivals.append(self.now())
         self.token_ids += token_ids
         self.text += text
 

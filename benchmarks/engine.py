@@ -20,6 +20,7 @@ from .records import Record
 from .refusals import reason, refusals
 from .session import Counters, Done, Sampling, Step, conversations
 from .step_clock import StepClock
+from .turns import Turns
 
 #: Per-request acceptance of every step, which vLLM reports since 0.31.
 DETAILED = {"per_request_spec_decode_metrics": "detailed"}
@@ -95,6 +96,8 @@ class Engine:
         self._clock = StepClock(llm)
         self._ids = itertools.count()
         self._refusals = refusals()
+        #: Waited for between steps.
+        self.turns = Turns()
 
     def run(self, questions: Sequence[Question], sampling: Sampling, concurrency: int, done: Done) -> list[str]:
         engine = self.llm.llm_engine
@@ -111,6 +114,7 @@ class Engine:
                         active[name] = answer
                     except self._refusals as error:
                         refused.append(reason(error))
+                self.turns.between_steps()
                 for output in self._clock.step(engine):
                     answer, new = active[output.request_id], output.outputs[0]
                     answer.add(list(new.token_ids), new.text or "")
@@ -146,7 +150,7 @@ class Engine:
             output_kind=RequestOutputKind.DELTA,
         )
         name = f"bench-{next(self._ids)}"
-        answer = Answer(question, seed, turn, messages, len(tokens))
+        answer = Answer(question, seed, turn, messages, len(tokens), self.turns.now)
         self.llm.llm_engine.add_request(name, TokensPrompt(prompt_token_ids=tokens), params)
         return name, answer
 

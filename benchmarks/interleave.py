@@ -1,4 +1,4 @@
-"""Several engines, asked the same blocks of questions in turn, so that the machine's moods fall on all alike."""
+"""Several engines, at work on the same blocks of questions in turns, so that the machine's moods fall on all alike."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .worker import Worker
 
 @dataclass
 class Block:
-    """One block of questions, answered by one engine: all of it asked at once."""
+    """One block of questions, answered by one engine: all of it asked at once. Times are of its own turns."""
 
     records: list[Record]
     #: Which start of the engine answered.
@@ -77,7 +77,8 @@ def interleaved(
 ) -> Iterator[dict[str, Trial]]:
     """Run everything; yields the trials after each block that *all* methods have answered.
 
-    The order of the methods rotates from block to block. Prefixes cached in an earlier round are dropped.
+    They take turns of a few steps (see `turns`), in an order that rotates from block to block. Prefixes cached in an
+    earlier round are dropped.
 
     Raises:
         HeadError: an engine failed, or refused a question.
@@ -91,11 +92,8 @@ def interleaved(
         for worker in workers.values():
             worker.forget()
         for block in _blocks(questions, concurrency):
-            answered: dict[str, tuple[Block, list[Step]]] = {}
-            for i in range(len(methods)):
-                name = methods[(turn + i) % len(methods)].name
-                answered[name] = _answer(workers[name], block, sampling, concurrency)
-                advance()
+            order = [methods[(turn + i) % len(methods)].name for i in range(len(methods))]
+            answered = _answer(workers, order, block, sampling, concurrency, advance)
             for name, (done, steps) in answered.items():
                 trials[name].blocks.append(done)
                 trials[name].steps += steps
@@ -114,13 +112,28 @@ def _blocks(questions: Sequence[Question], size: int) -> Iterator[Sequence[Quest
 
 
 def _answer(
-    worker: Worker, block: Sequence[Question], sampling: Sampling, concurrency: int
-) -> tuple[Block, list[Step]]:
-    records: list[Record] = []
-    refused = worker.run(block, sampling, concurrency, records.append)
-    if refused:
-        raise HeadError(f"vLLM refused a question: {refused[0]}", "", "Leave it out, or raise max_model_len")
-    return Block(sorted(records, key=lambda r: r.question)), worker.take_steps()
+    workers: dict[str, Worker],
+    order: Sequence[str],
+    block: Sequence[Question],
+    sampling: Sampling,
+    concurrency: int,
+    advance: Callable[[], None],
+) -> dict[str, tuple[Block, list[Step]]]:
+    """A block, answered by all engines in turns of a few steps each."""
+    turns = {name: workers[name].in_turns(block, sampling, concurrency) for name in order}
+    records: dict[str, list[Record]] = {name: [] for name in order}
+    while turns:
+        for name in list(turns):
+            finished = next(turns[name], None)
+            if finished is None:
+                del turns[name]
+                advance()
+            else:
+                records[name] += finished
+    return {
+        name: (Block(sorted(found, key=lambda r: r.question)), workers[name].take_steps())
+        for name, found in records.items()
+    }
 
 
 def row(trial: Trial, plain: Trial, identical: int | None = None) -> Row:

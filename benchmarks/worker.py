@@ -24,6 +24,7 @@ from .host import TraceStep
 from .prompts import Question
 from .records import Record
 from .session import Counters, Done, Sampling, Step, nothing_yet
+from .turns import Turns
 
 MODULE = "vllm_eagle_plugin.benchmarks.worker"
 
@@ -65,8 +66,7 @@ class Worker:
             self.k, self._described = line["k"], line["describe"]
 
     def run(self, questions: Sequence[Question], sampling: Sampling, concurrency: int, done: Done) -> list[str]:
-        asked = {"questions": [asdict(q) for q in questions], "sampling": asdict(sampling), "concurrency": concurrency}
-        self._send({"do": "run", **asked})
+        self._send({"do": "run", **_asked(questions, sampling, concurrency)})
         refused: list[str] = []
         for line in self._answers():
             if "record" in line:
@@ -74,6 +74,28 @@ class Worker:
             else:
                 refused = line["refused"]
         return refused
+
+    def in_turns(self, questions: Sequence[Question], sampling: Sampling, concurrency: int) -> Iterator[list[Record]]:
+        """`run` a turn at a time: each `next` lets the engine work for one and yields what it finished in it. The
+        first only hands it the questions.
+
+        Raises:
+            HeadError: the engine failed, or refused a question.
+        """
+        self._send({"do": "run", "turns": True, **_asked(questions, sampling, concurrency)})
+        finished: list[Record] = []
+        for line in self._answers():
+            if "paused" in line:
+                yield finished
+                finished = []
+                self._send({"do": "go"})
+            elif "record" in line:
+                finished.append(Record.model_validate(line["record"]))
+            elif line["refused"]:
+                raise HeadError(
+                    f"vLLM refused a question: {line['refused'][0]}", "", "Leave it out, or raise max_model_len"
+                )
+        yield finished
 
     def counters(self) -> Counters | None:
         found = self._ask({"do": "counters"})["counters"]
@@ -194,9 +216,13 @@ def _serve(engine: Any, request: dict[str, Any], say: Any) -> None:
         if request["do"] == "run":
             questions = [_question(q) for q in request["questions"]]
             sampling = _sampling(request["sampling"])
-            refused = engine.run(
-                questions, sampling, request["concurrency"], lambda r: say(record=r.model_dump(mode="json"))
-            )
+            engine.turns = Turns(lambda: _wait(say)) if request.get("turns") else Turns()
+            try:
+                refused = engine.run(
+                    questions, sampling, request["concurrency"], lambda r: say(record=r.model_dump(mode="json"))
+                )
+            finally:
+                engine.turns = Turns()
             say(refused=refused)
         elif request["do"] == "counters":
             found = engine.counters()
@@ -217,9 +243,23 @@ def _serve(engine: Any, request: dict[str, Any], say: Any) -> None:
         say(error=str(error))
 
 
+def _wait(say: Any) -> None:
+    say(paused=True)
+    if not sys.stdin.readline():
+        raise HeadError("the parent is gone")
+
+
+def _asked(questions: Sequence[Question], sampling: Sampling, concurrency: int) -> dict[str, Any]:
+    return {"questions": [asdict(q) for q in questions], "sampling": asdict(sampling), "concurrency": concurrency}
+
+
 def _environment() -> dict[str, str]:
     """As a server's, but with a KV cache that leaves room for other engines unless the user says otherwise."""
     environment = serving_environment()
+    # What vLLM sets where it has a process for the engine: threads that go on spinning would take a core from
+    # whose turn is next.
+    environment.setdefault("KMP_BLOCKTIME", "5")
+    environment.setdefault("KMP_TPAUSE", "0")
     if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
         environment.pop("VLLM_CPU_KVCACHE_SPACE", None)
     return environment
