@@ -40,16 +40,27 @@ class Unread:
 class Backlog:
     """What each request's head has yet to read."""
 
+    #: Additions after which a request's are copied to one: until then they may be views of a whole step's states,
+    #: which a request that sleeps for long must not keep alive.
+    PACKED = 16
+
     def __init__(self) -> None:
         self._unread: dict[str, list[Unread]] = {}
+        self._views: dict[str, int] = {}
         self.rows = 0
 
     def add(self, request: str, unread: Unread) -> None:
-        self._unread.setdefault(request, []).append(unread)
+        """Its states may be a view, of what nobody writes to."""
+        own, views = self._unread.setdefault(request, []), self._views.get(request, 0) + 1
+        own.append(unread)
         self.rows += len(unread)
+        if views == self.PACKED:
+            own[-views:], views = [Unread.joined(own[-views:])], 0
+        self._views[request] = views
 
     def drop(self, request: str) -> None:
         self.rows -= sum(map(len, self._unread.pop(request, ())))
+        self._views.pop(request, None)
 
     def take(self, requests: list[str], block_size: int, inputs: dict[str, Any]) -> dict[str, Any] | None:
         """Inputs of a pass in front of the one that vLLM's `propose` was given `inputs` for, or None.
@@ -67,6 +78,7 @@ class Backlog:
                 chosen.append(index)
                 unread.append(Unread.joined(own))
         self._unread.clear()
+        self._views.clear()
         self.rows = 0
         return _pass(unread, chosen, [starts[i] for i in chosen], block_size, inputs) if chosen else None
 

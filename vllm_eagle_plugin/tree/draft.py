@@ -161,15 +161,13 @@ class TreeHeadProposer(TreeDrafting, HeadProposer):
             return False  # the head must read now: later there would be more than a pass can take
         self.plan = None
         aux = state.aux_hidden_states if runner.use_aux_hidden_state_outputs else None
-        states = aux or [state.hidden_states]
         starts = runner.query_start_loc.np.tolist()
         read = starts[len(runner.sampled)]
+        hidden = torch.cat([states[:read] for states in aux or [state.hidden_states]], -1)
         ids, positions = runner.input_ids.gpu[:read].tolist(), runner.positions[:read].tolist()
         for request, start, sampled in zip(runner.input_batch.req_ids, starts, runner.sampled, strict=False):
             own = slice(start, start + sampled)
-            # A copy, and of no more than is needed: it may be kept for long.
-            hidden = torch.cat([state[own] for state in states], -1)
-            self.backlog.add(request, Unread(ids[own], positions[start], hidden))
+            self.backlog.add(request, Unread(ids[own], positions[start], hidden[own]))
         return True
 
     def forget(self, request: str) -> None:

@@ -60,8 +60,9 @@ class GainController:
     #: Drafting that has begun goes on until it is expected to yield less than this share of drafting nothing: near
     #: one, chance decides, and drafting is how to know better.
     WORTH = 0.98
-    #: Steps for which lengths stay as they were weighed, if the requests do: little is learned from one.
-    AGAIN = 4
+    #: Steps for which lengths stay as they were weighed, if the requests do: little is learned from one. And while
+    #: nothing is tried, so that only costs can have changed.
+    AGAIN, UNTRIED = 4, 16
 
     _requests: dict[str, _Request] = field(default_factory=dict)
     _chosen: Counter[int] = field(default_factory=Counter)
@@ -73,6 +74,8 @@ class GainController:
     _lengths: list[int] = field(default_factory=list)
     _weighed: list[str] = field(default_factory=list)
     _weighed_at: int = 0
+    #: Something has been tried since.
+    _news: bool = False
 
     def __post_init__(self) -> None:
         sizes, widths = extent(self.shape)
@@ -87,9 +90,9 @@ class GainController:
     def limits(self, requests: Sequence[str]) -> list[int]:
         self._step += 1
         states = [self._requests.setdefault(r, _Request()) for r in requests]
-        if self._weighed != requests or self._step - self._weighed_at >= self.AGAIN:
+        if self._weighed != requests or self._step - self._weighed_at >= (self.AGAIN if self._news else self.UNTRIED):
             self._lengths = self._best(self._acceptance.expected(self.CLAIM, self.maximum, requests)).tolist()
-            self._weighed, self._weighed_at = list(requests), self._step
+            self._weighed, self._weighed_at, self._news = list(requests), self._step, False
         further = self._step % self.probe_every == 0  # else what is deeper would never be known
         for state, length in zip(states, self._lengths, strict=True):
             length = max(length, self.minimum)
@@ -118,6 +121,7 @@ class GainController:
         declined = self._whole and state.asked and state.limit > 0 and not state.trial
         state.asked = False
         if tried := max(drafted, int(declined)):
+            self._news = True
             path = range(1, accepted + 1)
             self._acceptance.observe([self.CLAIM] * tried, Tree.chain([0] * tried), path, request)
         if state.trial and drafted:

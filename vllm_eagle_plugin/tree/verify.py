@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -34,8 +35,8 @@ def walk(sampler: Any, logits: Tensor, metadata: Any, trees: Sequence[Tree | Non
     `metadata` is vLLM's `SamplingMetadata` of the batch. `greedy` asserts that every request takes the
     argmax of untouched logits, without logprobs, so that one argmax over all rows stands for the sampler.
     """
-    sizes = torch.tensor([1 + (len(tree) if tree is not None else 0) for tree in trees])
-    starts = (sizes.cumsum(0) - sizes).tolist()
+    sizes = [1 + (len(tree) if tree is not None else 0) for tree in trees]
+    starts = [0, *accumulate(sizes[:-1])]
     if greedy:
         sampled = sampler.greedy_sample(logits.float()).tolist()
         paths: list[list[int]] = []
