@@ -16,14 +16,15 @@ K = 4
 
 
 class ByTurns:
-    """A controller that drafts in one step of six."""
+    """A controller that drafts in one step of six: all requests in the same, or each in its own."""
 
-    def __init__(self):
-        self.step = 0
+    def __init__(self, together):
+        self.step, self.together, self.known = 0, together, {}
 
     def limits(self, requests):
         self.step += 1
-        return [0 if self.step % 6 else K] * len(requests)
+        turns = [0 if self.together else self.known.setdefault(r, len(self.known)) for r in requests]
+        return [0 if (self.step + turn) % 6 else K for turn in turns]
 
     def trials(self, requests):
         return [False] * len(requests)
@@ -44,12 +45,13 @@ def target(tmp_path_factory):
     return folder, random_target(folder)
 
 
+@pytest.mark.parametrize("together", [True, False], ids=["together", "each in its own step"])
 @pytest.mark.parametrize("name", ["eagle-everything", "eagle3-everything", "feature"])
-def test_drafts_after_a_pause_are_those_without(name, target, proposals, monkeypatch, tmp_path):
+def test_drafts_after_a_pause_are_those_without(name, together, target, proposals, monkeypatch, tmp_path):
     """While nothing is drafted the head does not run; what it has not read, it reads before it drafts again."""
     from vllm_eagle_plugin.tree import planner
 
-    monkeypatch.setattr(planner, "controller", lambda *a: ByTurns())
+    monkeypatch.setattr(planner, "controller", lambda *a: ByTurns(together))
     folder, model = target
     head = random_head(HEADS[name], model)
     save_head(head, tmp_path / "head")

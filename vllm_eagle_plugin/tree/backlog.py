@@ -6,7 +6,7 @@ keys and values of every token since. They are made up for in one pass, many tok
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,24 +62,31 @@ class Backlog:
         self.rows -= sum(map(len, self._unread.pop(request, ())))
         self._views.pop(request, None)
 
-    def take(self, requests: list[str], block_size: int, inputs: dict[str, Any]) -> dict[str, Any] | None:
+    def ends(self, request: str) -> int | None:
+        """The position behind the last token that a request's head has missed, if any."""
+        own = self._unread.get(request)
+        return own[-1].end if own else None
+
+    def take(
+        self, requests: list[str], block_size: int, inputs: dict[str, Any], asleep: Container[str] = ()
+    ) -> dict[str, Any] | None:
         """Inputs of a pass in front of the one that vLLM's `propose` was given `inputs` for, or None.
 
-        Empties the backlog. What does not join up with a request's rows (it was preempted, and reads all its
-        tokens again) is left out.
+        Empties the backlog of these requests, but for those `asleep`. What does not join up with a request's rows (it was preempted,
+        and reads all its tokens again) is left out.
         """
         common: CommonAttentionMetadata = inputs["common_attn_metadata"]
         starts = common.query_start_loc_cpu.tolist()
         chosen: list[int] = []
         unread: list[Unread] = []
         for index, request in enumerate(requests):
-            own = self._unread.pop(request, [])
+            own = [] if request in asleep else self._unread.get(request, [])
             if own and own[-1].end == int(inputs["target_positions"][starts[index]]):
                 chosen.append(index)
                 unread.append(Unread.joined(own))
-        self._unread.clear()
-        self._views.clear()
-        self.rows = 0
+        for request in requests:
+            if request not in asleep:
+                self.drop(request)
         return _pass(unread, chosen, [starts[i] for i in chosen], block_size, inputs) if chosen else None
 
 

@@ -55,9 +55,9 @@ class TreeDrafting(Base):
         plan, self.plan = self.plan or planner.plan(self._runner), None
         clock = self._runner.clock
         clock.start()
+        self.catch_up(plan, inputs)
         if planner.shape.kind == "chain" and plan.depth and not observe.observers:
             # The chain proposer's own loop: of what the head says only its first choices are wanted.
-            self.catch_up(inputs)
             drafted = super().draft(plan.depth, **inputs).tolist()
             clock.observe_chain(planner.costs, len(drafted), plan.depth)
             return [row[:level] for row, level in zip(drafted, plan.levels, strict=True)]
@@ -92,8 +92,8 @@ class TreeDrafting(Base):
         """A request has ended."""
         self.planner.forget(request)
 
-    def catch_up(self, inputs: dict[str, Any]) -> None:
-        """Read what the head has missed in steps that drafted nothing."""
+    def catch_up(self, plan: Plan, inputs: dict[str, Any]) -> None:
+        """Read what the head has missed, in steps that drafted nothing, of requests that draft now."""
 
     def run_head(self, rows: int) -> Any:
         """The head's output on `rows` rows of whatever its input buffers hold; to measure what it costs."""
@@ -174,14 +174,30 @@ class TreeHeadProposer(TreeDrafting, HeadProposer):
         super().forget(request)
         self.backlog.drop(request)
 
-    def catch_up(self, inputs: dict[str, Any]) -> None:
-        if self.backlog.rows and (
-            unread := self.backlog.take(self._runner.input_batch.req_ids, self.block_size, inputs)
-        ):
+    def catch_up(self, plan: Plan, inputs: dict[str, Any]) -> None:
+        if not self.backlog.rows:
+            return
+        asleep = self._asleep(plan, inputs)
+        unread = self.backlog.take(self._runner.input_batch.req_ids, self.block_size, inputs, set(asleep))
+        if unread:
             HeadProposer.draft(self, 0, **unread)
+        for request, more in asleep.items():
+            self.backlog.add(request, more)
+
+    def _asleep(self, plan: Plan, inputs: dict[str, Any]) -> dict[str, Unread]:
+        """Requests that draft nothing and have missed tokens already, and what they miss in this step: the head runs
+        over that, but without what came before."""
+        runner, starts = self._runner, inputs["common_attn_metadata"].query_start_loc_cpu.tolist()
+        found = {}
+        for index, (request, level) in enumerate(zip(runner.input_batch.req_ids, plan.levels, strict=True)):
+            own = slice(starts[index], starts[index] + runner.sampled[index])
+            position = int(inputs["target_positions"][own.start])
+            if not level and self.backlog.ends(request) == position:
+                hidden = inputs["target_hidden_states"][own].clone()
+                found[request] = Unread(inputs["target_token_ids"][own].tolist(), position, hidden)
+        return found if self.backlog.rows + sum(map(len, found.values())) <= self.max_num_tokens else {}
 
     def root(self, wanted: bool, **inputs: Any) -> Root | None:
-        self.catch_up(inputs)
         common: CommonAttentionMetadata = inputs["common_attn_metadata"]
         rows = sampled_rows(inputs["token_indices_to_sample"], common).long()
         lengths = common.seq_lens[: common.num_reqs].clone()
