@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from vllm_eagle_plugin.benchmarks import compare
@@ -119,10 +120,10 @@ def test_head_that_does_not_load(language: Language, tmp_path: Path) -> None:
 def test_engines_started_anew(fails: BaseException | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """What differs from process to process counts as often as there were processes, and a start that fails costs
     nothing of the others."""
-    luck, started = [1.0, 1.25, 1.1, 1.0], []
+    luck, started = [1.0, 1.25, 1.1, 1.0], list[Any]()
 
     @contextlib.contextmanager
-    def opened(*asked: object) -> Iterator[dict[str, SimpleNamespace]]:
+    def opened(*asked: Any) -> Iterator[dict[str, SimpleNamespace]]:
         started.append(asked)
         if fails is not None and len(started) == 4:
             raise fails
@@ -136,6 +137,8 @@ def test_engines_started_anew(fails: BaseException | None, monkeypatch: pytest.M
     asked = [Question(i, str(i), token_ids=(i,)) for i in range(8)]
     result = compare.compare("target", [HEAD], asked, "some", Sampling(), 1, 4, {}, fresh=True)
     done = 4 if fails is None else 3
+    orders = [next(iter(ways)) for _, ways, _ in started]
+    assert orders == ["plain", HEAD.name, "plain", HEAD.name], "who is started first is faster"
     assert (result.rounds, result.fresh, result.rows[1].answers) == (4, True, 8 * done)
     assert (result.partial is None) == (fails is None)
     speed = result.rows[1].speedup
