@@ -53,15 +53,19 @@ def compare(
         try:
             with open_workers(target, {m.name: m.speculative for m in order}, options) as workers:
                 answered, stopped = run_all(workers, everyone, questions, sampling, concurrency, 1 if fresh else rounds)
-                for name, trial in answered.items():
-                    trials[name].add(trial, start)
                 about = workers[PLAIN].describe()
                 tolerance = TIE_TOLERANCE.get(about["dtype"], TIE_TOLERANCE["bfloat16"])
-                if sampling.temperature == 0:
-                    # Whoever was interrupted may be in the middle of a sentence, or dead: it is asked nothing more.
-                    judge = None if stopped else workers[PLAIN]
-                    for trial in answered.values():
-                        differences += find_differences(trial, answered[PLAIN], judge, asked, tolerance)
+                # Whoever was interrupted may be in the middle of a sentence, or dead: it is asked nothing more.
+                judge = None if stopped else workers[PLAIN]
+                told = [
+                    difference
+                    for trial in (answered.values() if sampling.temperature == 0 else ())
+                    for difference in find_differences(trial, answered[PLAIN], judge, asked, tolerance)
+                ]
+            # Only now: answers that nobody has compared would count as the same.
+            differences += told
+            for name, trial in answered.items():
+                trials[name].add(trial, start)
         except (HeadError, KeyboardInterrupt) as error:
             if start == 0:
                 raise

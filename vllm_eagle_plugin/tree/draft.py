@@ -187,15 +187,15 @@ class TreeHeadProposer(TreeDrafting, HeadProposer):
     def _asleep(self, plan: Plan, inputs: dict[str, Any]) -> dict[str, Unread]:
         """Requests that draft nothing and have missed tokens already, and what they miss in this step: the head runs
         over that, but without what came before."""
-        runner, starts = self._runner, inputs["common_attn_metadata"].query_start_loc_cpu.tolist()
-        found = {}
-        for index, (request, level) in enumerate(zip(runner.input_batch.req_ids, plan.levels, strict=True)):
-            own = slice(starts[index], starts[index] + runner.sampled[index])
-            position = int(inputs["target_positions"][own.start])
-            if not level and self.backlog.ends(request) == position:
-                hidden = inputs["target_hidden_states"][own].clone()
-                found[request] = Unread(inputs["target_token_ids"][own].tolist(), position, hidden)
-        return found if self.backlog.rows + sum(map(len, found.values())) <= self.max_num_tokens else {}
+        starts, found = inputs["common_attn_metadata"].query_start_loc_cpu.tolist(), {}
+        for index, (request, level) in enumerate(zip(self._runner.input_batch.req_ids, plan.levels, strict=True)):
+            row = starts[index]
+            position = int(inputs["target_positions"][row])
+            # More rows than one are of a prompt, read again after a preemption: that is read in full.
+            if level == 0 and starts[index + 1] == row + 1 and self.backlog.ends(request) == position:
+                token, hidden = int(inputs["target_token_ids"][row]), inputs["target_hidden_states"][row : row + 1]
+                found[request] = Unread([token], position, hidden.clone())
+        return found if self.backlog.rows + len(found) <= self.max_num_tokens else {}
 
     def root(self, wanted: bool, **inputs: Any) -> Root | None:
         common: CommonAttentionMetadata = inputs["common_attn_metadata"]
