@@ -43,7 +43,7 @@ NAMES = (
 SHAPES = ("2,1,1", "4,1,1", "4,2,1/16", "8x2", "4x3", "8x3/16", "4x5/16", "auto/16")
 #: A copy of the head with random weights; how many are asked at a time, and how many questions.
 WORTHLESS = Path("artifacts/worthless")
-BATCHES = {"worthless_1": (1, 8), "worthless_8": (8, 32), "worthless_32": (32, 80)}
+BATCHES = {"worthless_1": (1, 8), "worthless_8": (8, 64), "worthless_32": (32, 80)}
 #: How often its engines are started: processes differ by more at the same work than the few percent looked for.
 STARTS = 3
 #: What --quick asks of the `bench` verbs: as many questions as the largest batch has.

@@ -204,6 +204,29 @@ def test_requests_make_their_trials_in_the_same_step():
     assert sum(steps) > len(tried)
 
 
+def test_trials_that_take_long_are_rarer():
+    """Whatever they take, they take no more than their share of the time, once there have been a few."""
+    requests, costs, took = [str(r) for r in range(8)], CostModel.of(COSTS.numbers()), []
+    costs.trial, control = 20.0, GainController(costs, Shape.chain(8), 0, 8)
+    for _ in range(8000):
+        limits = control.limits(requests)
+        took.append(20.0 if any(limits) else 0.0)
+        for request, limit in zip(requests, limits, strict=True):
+            control.observe(request, limit, 0, 1)
+    step = float(COSTS.verify(8))
+    assert sum(took[4000:]) <= control.SHARE * 4000 * step
+    assert 0 < sum(took[:500]) < 3 * control.SHARE * 500 * step
+
+
+def test_what_a_trial_takes_follows_what_it_took():
+    costs = CostModel({1: 40.0}, {1: 2.0}, {1: 3.0})
+    for _ in range(8):
+        costs.observe_trial(20.0)
+    assert costs.trial == pytest.approx(20, rel=0.1)
+    costs.observe_trial(1e6)  # the machine was away
+    assert costs.trial <= 40
+
+
 def test_a_minimum_is_kept():
     control = gain(minimum=2)
     assert min(drive(control, 300, lambda limit: 0)) == 2

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
+
+from vllm_eagle_plugin.compat.running import runner_of
 
 from ..cases import CASES
 from ..known_answer import known_answer_head, save_head
@@ -81,6 +85,24 @@ def test_a_worthless_head_is_left_alone(eagle, target, tmp_path):
         running.generate(random_prompts(16, 30, seed=1), max_tokens=150)
         later = running.counters() - first
     assert later.draft_tokens < 16 * 150 * 8 / 4, "a fixed length would have drafted four times as many"
+
+
+def test_a_step_without_drafts_is_what_vllm_takes_it_for(target, tmp_path):
+    """It is put together in a shorter way than vLLM's; the result must be the same."""
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    folder, model = target
+    save_head(random_head(HEADS["feature"], model), tmp_path / "head")
+    with tree_engine(folder, tmp_path / "head", K, {"adaptive": True}) as running:
+        runner = runner_of(running.llm)
+        described = [
+            kind._calc_spec_decode_metadata(runner, np.zeros(3, dtype=np.int32), np.array([4, 5, 9]))
+            for kind in (type(runner), GPUModelRunner)
+        ]
+    ours, theirs = map(vars, described)
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        assert torch.equal(torch.as_tensor(ours[name]), torch.as_tensor(expected)), name
 
 
 def test_a_head_that_is_always_right_drafts_the_most(targets, head_folder):

@@ -18,6 +18,8 @@ RUNNER_METHODS = {
     "initialize_kv_cache": ("kv_cache_config",),
     "_input_fits_in_drafter": ("common_attn_metadata",),
     "_update_states": ("scheduler_output",),
+    "_calc_spec_decode_metadata": ("num_draft_tokens", "cu_num_scheduled_tokens"),
+    "_copy_draft_token_ids_to_cpu": ("scheduler_output", "zeros_only"),
     "_dummy_run": ("num_tokens",),
 }
 #: Parameters that are handed on by name wherever they stand.

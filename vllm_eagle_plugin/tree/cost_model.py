@@ -9,6 +9,9 @@ from .step_cost import StepCost
 
 Measured = Mapping[int, float]
 
+#: How many times as long as those before it a trial may have taken to count in full: the machine may have been away.
+TRIAL_OUTLIER = 3.0
+
 
 class CostModel:
     """Milliseconds of the parts of a step, each by rows; see `StepCost` for what steps teach of verifying."""
@@ -27,12 +30,18 @@ class CostModel:
         self.level = Curve(level)
         self.first = Curve(first)
         self.idle = Curve(idle or {1: 0.0})
+        #: What drafting takes in a step of trials, in which it mostly is to read what the head has missed.
+        self.trial = float(self.first(1))
         self._measured = (verify, level, first, idle or {1: 0.0})
 
     @property
     def branch(self) -> float:
         """Milliseconds that each branch adds to verifying a tree."""
         return self.verify.branch
+
+    def observe_trial(self, ms: float) -> None:
+        """Learn from a step whose only drafts were trials, drafting which took `ms`."""
+        self.trial = (self.trial + min(ms, TRIAL_OUTLIER * self.trial)) / 2
 
     def plain(self, requests: int) -> float:
         """Tokens per millisecond of a step that verifies no drafts."""

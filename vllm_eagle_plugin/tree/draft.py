@@ -51,11 +51,19 @@ class TreeDrafting(Base):
 
     def draft(self, num_speculative_tokens: int, **inputs: Any) -> list[list[int]]:
         """Drafts of each request, parents first; the trees they form are left with the runner."""
-        planner, batch = self.planner, self._runner.input_batch
+        planner, clock = self.planner, self._runner.clock
         plan, self.plan = self.plan or planner.plan(self._runner), None
-        clock = self._runner.clock
         clock.start()
         self.catch_up(plan, inputs)
+        clock.observe(None, 0)  # not what a first pass takes
+        clock.start()
+        drafts = self._drafts(plan, inputs)
+        if any(plan.trials) and [*plan.trials] == [*plan.levels]:
+            clock.observe_trial(planner.costs)
+        return drafts
+
+    def _drafts(self, plan: Plan, inputs: dict[str, Any]) -> list[list[int]]:
+        planner, batch, clock = self.planner, self._runner.input_batch, self._runner.clock
         if planner.shape.kind == "chain" and plan.depth and not observe.observers:
             # The chain proposer's own loop: of what the head says only its first choices are wanted.
             drafted = super().draft(plan.depth, **inputs).tolist()

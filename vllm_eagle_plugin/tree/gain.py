@@ -43,8 +43,8 @@ class GainController:
     than drafting nothing a request drafts nothing, but for trials: the first soon, as it may have been bad luck,
     each up to `BURST` in a row while they do well, and twice as many tokens until the next where that did not bring
     it back: `probe_every` after a few, then up to `PATIENCE` times that. A trial is one draft and costs the batch a
-    pass of the head, so some requests make theirs in the same step, and the steps between two such grow to
-    `probe_every` likewise.
+    pass of the head, so some requests make theirs in the same step, and the steps between two such grow likewise, to
+    `probe_every` or until such steps take no more than `SHARE` of the time.
     """
 
     costs: CostModel
@@ -55,6 +55,8 @@ class GainController:
     #: What a draft is taken to be worth before anything is known.
     CLAIM = 0.7
     BURST, PATIENCE, TOGETHER = 4, 16, 4
+    #: Of the time, for drafting trials.
+    SHARE = 0.003
     #: Share of `probe_every` that is waited at first, and trials that what is taken to be known at first counts for.
     SOON, PRIOR = 1 / 8, 10.0
     #: Drafting that has begun goes on until it is expected to yield less than this share of drafting nothing: near
@@ -140,7 +142,9 @@ class GainController:
         trying = [s for s in asleep if 0 < s.streak < self.BURST]
         due = [s for s in asleep if s.since >= s.wait / 2]
         if self._step - self._tried >= self._gap and any(s.since >= s.wait for s in due):
-            self._tried, self._gap = self._step, self._longer(self._gap, self.probe_every)
+            rare = self.costs.trial / (self.SHARE * float(self.costs.verify(len(asleep))))
+            most = min(max(self.probe_every, rare), self.PATIENCE * self.probe_every)
+            self._tried, self._gap = self._step, self._longer(self._gap, most)
             # A few say whether the others may hope; where many draft at once each row is dear.
             due = sorted(due, key=lambda s: -s.since)[: max(self.TOGETHER, len(asleep) // 4)]
             for state in due:

@@ -9,8 +9,7 @@ moved to the front and positions made linear again. Everything behind that is an
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from time import perf_counter
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,15 +17,15 @@ import torch
 from vllm.config import CUDAGraphMode, get_layers_from_vllm_config
 from vllm.model_executor.layers.attention import Attention
 from vllm.v1.sample.logits_processor import BUILTIN_LOGITS_PROCESSORS, LogitsProcessors
+from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
 from ..compat.tree_runner import require_attributes
 from ..errors import HeadError
 from . import WORKER, observe
 from .attention import MaskedRows, attach
 from .backend import backend
+from .clock import Clock
 from .config import Drafting, example, parse_drafting
-from .cost import Curve
-from .cost_model import CostModel
 from .requests import draws_plainly
 from .room import with_room
 from .tree import Tree
@@ -52,48 +51,6 @@ class ScheduledTree:
     tree: Tree
 
 
-class Clock:
-    """Times the parts of steps, for costs to follow. Stands still where ranks must decide alike."""
-
-    #: Of steps that verified nothing, one in so many is told of: they say how fast the machine is and nothing else,
-    #: and where nothing is drafted each of them should cost what it costs without us.
-    PLAIN = 4
-
-    def __init__(self, runs: bool) -> None:
-        self._plain = 0
-        self._runs, self._started, self._step_started, self._drafted = runs, 0.0, 0.0, 0.0
-
-    def start_step(self) -> None:
-        self._step_started, self._drafted = perf_counter(), 0.0
-
-    def start(self) -> None:
-        self._started = perf_counter()
-
-    def observe(self, curve: Curve | None, rows: int) -> None:
-        """What went by since the start was drafting, from `rows` rows; tell `curve`, if there is one for it."""
-        ms = (perf_counter() - self._started) * 1e3
-        self._drafted += ms
-        if self._runs and curve:
-            curve.observe(rows, ms)
-
-    def observe_chain(self, costs: CostModel, requests: int, levels: int) -> None:
-        """What went by since the start was drafting chains, which nobody interrupts to time a level."""
-        first, level = float(costs.first(requests)), float(costs.level(requests))
-        ms = (perf_counter() - self._started) * 1e3
-        self._drafted += ms
-        if self._runs:
-            slower = ms / max(first + (levels - 1) * level, 1e-6)
-            costs.first.observe(requests, slower * first)
-            if levels > 1:
-                costs.level.observe(requests, slower * level)
-
-    def observe_step(self, costs: CostModel, drafts: int, rows: int, branches: int) -> None:
-        """Tell `costs` how long all else of the step took, in which `rows` rows were verified, `drafts` of them drafts."""
-        self._plain = 0 if drafts else (self._plain + 1) % self.PLAIN
-        if self._runs and not self._plain:
-            costs.verify.observe(rows, (perf_counter() - self._step_started) * 1e3 - self._drafted, branches)
-
-
 class TreeRunner(Base):
     """Mixin over `GPUModelRunner`; see the module. `trees` holds what each request proposed last."""
 
@@ -109,6 +66,10 @@ class TreeRunner(Base):
         self.sampled: list[int] = []
         self._scheduled: list[ScheduledTree] = []
         self._state: Any = None
+        #: No request of the step reads a prompt: each has its last token and its drafts in it.
+        self._decodes = False
+        #: What describes a step that verifies nothing, by requests.
+        self._undrafted: dict[int, SpecDecodeMetadata] = {}
         self.clock = Clock(vllm_config.parallel_config.tensor_parallel_size == 1)
         super().__init__(vllm_config, device)
         require_attributes(self)
@@ -196,17 +157,15 @@ class TreeRunner(Base):
         branches = sum(s.tree.branches for s in self._scheduled)
         drafts = sum(len(s.tree) for s in self._scheduled)
         rows = self.input_batch.num_reqs + drafts
-        decodes = self._state is not None and self._only_decodes()
+        self._decodes = self._state is not None and self._only_decodes()
         held = self._hold_generators()
         try:
             output = super().sample_tokens(grammar_output)
-            if decodes:
+            if self._decodes:
                 self.clock.observe_step(self.drafter.planner.costs, drafts, rows, branches)
         finally:
             self.input_batch.generators.update(held)
             self._state, self._scheduled = None, []
-        if torch.is_tensor(self._draft_token_ids):  # too close to the longest length to draft: vLLM's zeros
-            self._draft_token_ids = [[] for _ in self.input_batch.req_ids]
         return output
 
     def _sample(self, logits: Any, spec_decode_metadata: Any) -> Any:
@@ -237,14 +196,31 @@ class TreeRunner(Base):
     def _input_fits_in_drafter(self, common_attn_metadata: Any) -> bool:
         """Whether vLLM is to run the drafter in this step; not where nothing is to be drafted."""
         fits = super()._input_fits_in_drafter(common_attn_metadata)
-        if not fits or not self._only_decodes():
+        if not fits or not self._decodes:
             return fits
         drafter = self.drafter
         drafter.plan = drafter.planner.plan(self)
         return drafter.plan.depth > 0 or not drafter.postpone(self._state)
 
+    def _calc_spec_decode_metadata(self, num_draft_tokens: np.ndarray, cu_num_scheduled_tokens: np.ndarray) -> Any:
+        """vLLM's; where nothing was drafted the same in a quarter of the time, for a step that should cost nothing."""
+        if num_draft_tokens.any():
+            return super()._calc_spec_decode_metadata(num_draft_tokens, cu_num_scheduled_tokens)
+        rows = torch.from_numpy(cu_num_scheduled_tokens - 1).to(self.device)
+        count = len(rows)
+        if count not in self._undrafted:
+            ends = torch.arange(1, count + 1, dtype=torch.int32, device=self.device)
+            nothing, zeros = ends.new_empty(0), torch.zeros_like(ends)
+            self._undrafted[count] = SpecDecodeMetadata(nothing, [0] * count, zeros, ends, nothing, ends - 1, rows)
+        return replace(self._undrafted[count], logits_indices=rows)
+
+    def _copy_draft_token_ids_to_cpu(self, scheduler_output: Any, zeros_only: bool = False) -> None:
+        """vLLM's. What it makes up for a step without drafts, as many zeros as drafts can be, becomes none."""
+        if zeros_only:
+            self._draft_token_ids = [[] for _ in self.input_batch.req_ids]
+        super()._copy_draft_token_ids_to_cpu(scheduler_output, zeros_only)
+
     def _only_decodes(self) -> bool:
-        """Whether no request reads a prompt: each has its last token and its drafts in this step."""
         drafts = {s.index: len(s.tree) for s in self._scheduled}
         counts = self.num_scheduled_tokens.np[: self.input_batch.num_reqs].tolist()
         return all(count == 1 + drafts.get(index, 0) for index, count in enumerate(counts))
