@@ -80,10 +80,13 @@ class TreeRunner(Base):
 
     def initialize_kv_cache(self, kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
         attention, room = backend(self.device), 0
-        if attention.room:
+        trees = self.drafting.shape.kind != "chain"
+        if trees and attention.room:
             kv_cache_config, room = with_room(kv_cache_config, attention.room)
         super().initialize_kv_cache(kv_cache_config, *args, **kwargs)
         self._move_slots = attention.move_slots
+        if not trees:
+            return  # all attention is the stock kernel's, called as vLLM calls it
         layers = get_layers_from_vllm_config(self.vllm_config, Attention)
         reasons = {name: reason for name, layer in layers.items() if (reason := attention.unsupported(layer))}
         if reasons:
@@ -93,7 +96,7 @@ class TreeRunner(Base):
         else:
             attention.enable(layers.values(), room)
             small = attention.small_blocks
-            if small and self.cache_config.block_size > small and self.drafting.shape.kind != "chain":
+            if small and self.cache_config.block_size > small:
                 logger.info("Each branch of a tree copies a block of keys: --block-size %d makes trees faster.", small)
 
     def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: np.ndarray) -> Any:
