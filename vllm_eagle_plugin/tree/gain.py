@@ -54,7 +54,7 @@ class GainController:
     probe_every: int = 64
     #: What a draft is taken to be worth before anything is known.
     CLAIM = 0.7
-    BURST, PATIENCE, TOGETHER = 4, 16, 2
+    BURST, PATIENCE, TOGETHER = 4, 16, 4
     #: Of the time, for drafting trials.
     SHARE = 0.003
     #: Share of `probe_every` that is waited at first, and trials that what is taken to be known at first counts for.
