@@ -58,7 +58,7 @@ class GainController:
     #: Of the time, for drafting trials.
     SHARE = 0.003
     #: Share of `probe_every` that is waited at first, and trials that what is taken to be known at first counts for.
-    SOON, PRIOR = 1 / 8, 10.0
+    SOON, PRIOR = 1 / 8, 5.0
     #: Drafting that has begun goes on until it is expected to yield less than this share of drafting nothing: near
     #: one, chance decides, and drafting is how to know better.
     WORTH = 0.98
