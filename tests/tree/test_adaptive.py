@@ -166,6 +166,14 @@ def test_trees_are_weighed_by_the_cheapest_size_that_holds_them():
         assert (np.mean(np.array(found[200:]) > 0) > 0.9) == drafts
 
 
+def test_nothing_is_drafted_for_the_sake_of_cheaper_rows():
+    """Three rows take less time than one, by as much as a draft takes: a worthless head is left alone all the same."""
+    costs = CostModel({1: 21, 2: 22, 3: 19, 6: 19, 8: 23}, {1: 0.5}, {1: 1.8})
+    for shape in (Shape("auto", 8, 5, 4), Shape.chain(4)):
+        found = drive(GainController(costs, shape, 0, 4), 400, lambda limit: 0)
+        assert np.mean(np.array(found[200:]) > 0) < 0.05
+
+
 def test_gain_comes_back_when_trials_succeed():
     control = gain()
     limits = drive(control, 300, lambda limit: 0)

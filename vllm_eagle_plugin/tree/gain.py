@@ -182,8 +182,11 @@ class GainController:
 
     def _verify(self, batch: int, drafts: Array) -> Array:
         """Milliseconds of verifying `drafts` of the batch, or, where trees may have more, what the cheapest tree of
-        so many or more nodes takes: beyond some sizes a step is cheaper."""
+        so many or more nodes takes: beyond some sizes a step is cheaper. Never less than a step without drafts: what
+        is not accepted is not worth drafting for the time of a few rows, which is known to no more than that."""
+        plain = float(self.costs.verify(batch))
         if not self._whole:
-            return self.costs.verify(batch + drafts)
+            return np.maximum(self.costs.verify(batch + drafts), plain)
         any_more = self.costs.verify.onwards(batch, batch * max(self.shape.nodes, self.maximum) + 1)
-        return np.minimum.accumulate(any_more[::-1])[::-1][np.asarray(drafts, dtype=np.int64)]
+        cheapest = np.minimum.accumulate(any_more[::-1])[::-1]
+        return np.maximum(cheapest[np.asarray(drafts, dtype=np.int64)], plain)
