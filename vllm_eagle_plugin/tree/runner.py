@@ -206,7 +206,7 @@ class TreeRunner(Base):
         return drafter.plan.depth > 0 or not drafter.postpone(self._state)
 
     def _calc_spec_decode_metadata(self, num_draft_tokens: np.ndarray, cu_num_scheduled_tokens: np.ndarray) -> Any:
-        """vLLM's; where nothing was drafted the same in a quarter of the time, for a step that should cost nothing."""
+        """vLLM's; where nothing was drafted the same by a shorter way, for a step that should cost nothing."""
         if num_draft_tokens.any():
             return super()._calc_spec_decode_metadata(num_draft_tokens, cu_num_scheduled_tokens)
         rows = torch.from_numpy(cu_num_scheduled_tokens - 1).to(self.device)
