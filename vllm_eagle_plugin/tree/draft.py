@@ -55,7 +55,7 @@ class TreeDrafting(Base):
         plan, self.plan = self.plan or planner.plan(self._runner), None
         clock.start()
         self.catch_up(plan, inputs)
-        clock.observe(None, 0)  # not what a first pass takes
+        clock.observe()  # not what a first pass takes
         clock.start()
         drafts = self._drafts(plan, inputs)
         if any(plan.trials) and [*plan.trials] == [*plan.levels]:
@@ -71,7 +71,7 @@ class TreeDrafting(Base):
             return [row[:level] for row, level in zip(drafted, plan.levels, strict=True)]
         root = self.root(plan.depth > 0, **inputs)
         if root is None:
-            clock.observe(None, len(batch.req_ids))
+            clock.observe()
             return [[] for _ in batch.req_ids]
         scorer = planner.scorer(batch.req_ids)
         growth = Growth(planner.shape, len(batch.req_ids), plan.depth, scorer, self.vocabulary.ids)

@@ -161,11 +161,11 @@ class TreeRunner(Base):
         drafts = sum(len(s.tree) for s in self._scheduled)
         rows = self.input_batch.num_reqs + drafts
         self._decodes = self._state is not None and self._only_decodes()
+        self.clock.heed(self._decodes)
         held = self._hold_generators()
         try:
             output = super().sample_tokens(grammar_output)
-            if self._decodes:
-                self.clock.observe_step(self.drafter.planner.costs, drafts, rows, branches)
+            self.clock.observe_step(self.drafter.planner.costs, drafts, rows, branches)
         finally:
             self.input_batch.generators.update(held)
             self._state, self._scheduled = None, []
