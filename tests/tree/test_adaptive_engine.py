@@ -105,6 +105,39 @@ def test_a_step_without_drafts_is_what_vllm_takes_it_for(target, tmp_path):
         assert torch.equal(torch.as_tensor(ours[name]), torch.as_tensor(expected)), name
 
 
+def test_a_pass_without_trees_runs_the_layers_of_vllm(target, tmp_path, monkeypatch):
+    """And one with trees runs those that heed them; the head's own are left as they are."""
+    from vllm.config import get_layers_from_vllm_config
+    from vllm.forward_context import get_forward_context
+    from vllm.model_executor.layers.attention import Attention
+
+    from vllm_eagle_plugin.tree import planner
+    from vllm_eagle_plugin.tree.attention import attached
+
+    monkeypatch.setattr(planner, "controller", lambda *a: ByTurns(together=True))
+    folder, model = target
+    save_head(random_head(HEADS["eagle3"], model), tmp_path / "head")
+    seen = []
+    shape = {"kind": "dynamic", "top_k": 2, "depth": 3}
+    with tree_engine(folder, tmp_path / "head", 6, {"tree": shape, "adaptive": True}) as running:
+        runner = runner_of(running.llm)
+        layers = get_layers_from_vllm_config(runner.vllm_config, Attention)
+        heads = runner._drafting_layers()
+        forward = runner._model_forward
+
+        def spy(*args, **kwargs):
+            masked = {attached(m) is not None for m in get_forward_context().attn_metadata.values()}
+            heeding = {type(layer.impl).__name__ for name, layer in layers.items() if name not in heads}
+            seen.append((masked, heeding, {type(layers[name].impl).__name__ for name in heads}))
+            return forward(*args, **kwargs)
+
+        monkeypatch.setattr(runner, "_model_forward", spy)
+        running.generate(random_prompts(3, 30), max_tokens=40)
+    stock, ours = "CPUAttentionBackendImpl", "TreeCPUAttentionImpl"
+    assert {(*m,) for m, *_ in seen} == {(True,), (False,)}
+    assert all(h == {ours if m == {True} else stock} and head == {ours} for m, h, head in seen)
+
+
 def test_a_head_that_is_always_right_drafts_the_most(targets, head_folder):
     target = targets()
     save_head(known_answer_head(CASES["eagle-fc-bias"](), target), head_folder)

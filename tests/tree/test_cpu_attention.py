@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vllm_eagle_plugin.tree.attention import MaskedRows, attach, masked_attention, merge, sees
 from vllm_eagle_plugin.tree.cpu_attention import TreeCPUAttentionImpl, enable, unsupported
+from vllm_eagle_plugin.tree.switch import Switch
 from vllm_eagle_plugin.tree.kv_layout import gather
 from vllm_eagle_plugin.tree.tree import Tree
 
@@ -273,6 +274,19 @@ def test_only_the_layers_given_change() -> None:
     enable(layers[:1])
     assert [isinstance(layer.impl, TreeCPUAttentionImpl) for layer in layers] == [True, False]
     assert unsupported(layers[0]) is None
+
+
+def test_layers_are_the_stock_ones_while_switched_off() -> None:
+    request, described = single(Case(), 90, TREE)
+    impl, before = request.layer.impl, forward(request.layer, request.query, described)
+    switch = Switch([request.layer])
+    switch.turn(on=False)
+    assert type(impl) is TreeCPUAttentionImpl.__base__
+    switch.turn(on=True)
+    attach(described, [masked(TREE, 90)], whole_batch=True)
+    after = forward(request.layer, request.query, described)
+    assert type(impl) is TreeCPUAttentionImpl
+    assert not torch.equal(before, after)
 
 
 def test_what_cannot_carry_trees_says_why() -> None:

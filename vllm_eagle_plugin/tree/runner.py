@@ -28,6 +28,7 @@ from .clock import Clock
 from .config import Drafting, example, parse_drafting
 from .requests import draws_plainly
 from .room import with_room
+from .switch import Switch
 from .tree import Tree
 from .verify import walk
 
@@ -70,6 +71,8 @@ class TreeRunner(Base):
         self._decodes = False
         #: What describes a step that verifies nothing, by requests.
         self._undrafted: dict[int, SpecDecodeMetadata] = {}
+        #: The target's layers, where trees are drafted.
+        self._masking = Switch(())
         self.clock = Clock(vllm_config.parallel_config.tensor_parallel_size == 1)
         super().__init__(vllm_config, device)
         require_attributes(self)
@@ -95,6 +98,7 @@ class TreeRunner(Base):
             self.drafter.planner.fall_back(f"attention: {reason}")
         else:
             attention.enable(layers.values(), room)
+            self._masking = Switch(layer for name, layer in layers.items() if name not in self._drafting_layers())
             small = attention.small_blocks
             if small and self.cache_config.block_size > small:
                 logger.info("Each branch of a tree copies a block of keys: --block-size %d makes trees faster.", small)
@@ -127,6 +131,7 @@ class TreeRunner(Base):
             for s in self._scheduled
             if not s.tree.is_chain
         ]
+        self._masking.turn(bool(rows))
         if rows:
             whole = len(rows) >= self.input_batch.num_reqs  # none are in it while costs are measured
             for group in {id(m): m for m in metadata.values()}.values():
@@ -264,7 +269,7 @@ class TreeRunner(Base):
     def _move_keys(self, moves: torch.Tensor) -> None:
         """Move KV entries; `moves` [3, n]: request index, position from, position to."""
         layers = self.compilation_config.static_forward_context
-        drafting = set(getattr(self.drafter, "_draft_attn_layer_names", ()))
+        drafting = self._drafting_layers()
         for group, described in enumerate(self.kv_cache_config.kv_cache_groups):
             table = self.input_batch.block_table[group]
             blocks, size = table.get_device_tensor(self.input_batch.num_reqs), table.block_size
@@ -273,6 +278,10 @@ class TreeRunner(Base):
             # The head needs none of this: its next pass writes what was accepted anew.
             caches = {layers[n].kv_cache.data_ptr(): layers[n] for n in described.layer_names if n not in drafting}
             self._move_slots(caches.values(), source, target)
+
+    def _drafting_layers(self) -> set[str]:
+        """The attention layers that are the head's."""
+        return set(getattr(self.drafter, "_draft_attn_layer_names", ()))
 
     def _update_states(self, scheduler_output: Any) -> Any:
         for request in scheduler_output.finished_req_ids:
