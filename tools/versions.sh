@@ -13,6 +13,8 @@ CORE=(
     tests/tree/test_greedy.py
     tests/tree/test_tree_sampling.py
     tests/tree/test_auto.py
+    tests/tree/test_cpu_attention.py
+    tests/tree/test_adaptive_engine.py
 )
 PYTHON=${PYTHON:-python3}
 [ $# -gt 0 ] || read -ra tested <<<"$("$PYTHON" -c 'from vllm_eagle_plugin.compat.versions import TESTED; print(*TESTED)')"

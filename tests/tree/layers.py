@@ -6,12 +6,16 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
+import vllm
 from torch import Tensor
 from vllm import _custom_ops as ops
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends import cpu_attn
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl, CPUAttentionMetadata, _get_attn_isa
+
+from vllm_eagle_plugin.compat.versions import version_tuple
 
 current_platform.import_kernels()
 if torch.cpu._is_amx_tile_supported():
@@ -32,7 +36,7 @@ class Case:
     block_size: int = 128
     soft_cap: float | None = None
     window: int | None = None
-    sinks: bool = False
+    sinks: torch.dtype | None = None
     alibi: bool = False
     isa: str | None = None
     #: Blocks behind the cache in its allocation: other layers', and room for trees.
@@ -42,6 +46,8 @@ class Case:
 
     def layer(self, blocks: int) -> Any:
         """A layer with a cache of `blocks` blocks that hold garbage."""
+        if self.sinks == torch.float32 and version_tuple(vllm.__version__) < (0, 31):
+            pytest.skip("the CPU kernel of vLLM 0.30 takes sinks in bf16 only")
         stub = SimpleNamespace(model_config=SimpleNamespace(dtype=self.dtype))
         before, cpu_attn.get_current_vllm_config = getattr(cpu_attn, "get_current_vllm_config", None), lambda: stub
         try:
@@ -54,7 +60,7 @@ class Case:
                 self.window,
                 self.kv_dtype,
                 self.soft_cap,
-                sinks=torch.randn(self.heads) if self.sinks else None,
+                sinks=None if self.sinks is None else torch.randn(self.heads, dtype=self.sinks),
                 **self.impl,
             )
         finally:
