@@ -128,6 +128,8 @@ def test_tree_rows_see_the_context_and_their_ancestors(name: str, room: int) -> 
             found = forward(request.layer, request.query, described)
             tolerance = 0.1 if name == "fp8-bf16" else TOLERANCE[case.dtype]
             assert error(found, request.expected(rows)) < tolerance, (context, tree)
+            # Keys that the pass computed are kept in the branches' blocks as those in the cache are moved there.
+            assert torch.equal(found, forward(request.layer, request.query, described, request.fresh))
             assert torch.equal(before, allocation(request.layer)[: -room or None])
 
 

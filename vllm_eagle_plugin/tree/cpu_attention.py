@@ -56,6 +56,14 @@ def enable(layers: Iterable[Any], room: int = 0) -> None:
 
 
 @dataclass(frozen=True)
+class Moved:
+    """[n] int64 elements of a layer's cache, and the elements of its room that they are copied to."""
+
+    source: Tensor
+    destination: Tensor
+
+
+@dataclass(frozen=True)
 class Work:
     """What the layers of a KV cache group do in a forward pass; worked out by the first of them."""
 
@@ -66,9 +74,9 @@ class Work:
     #: Without room: a scratch cache, and the blocks [n] of the cache that it begins with copies of.
     scratch: Room | None
     copied: Tensor | None
-    #: Calls, their metadata, and where in the cache and in the branches' blocks the elements stand that are copied;
-    #: None where all are of keys and values that this pass computed.
-    trees: tuple[tuple[Call, CPUAttentionMetadata, tuple[Tensor, Tensor] | None], ...]
+    #: Calls, their metadata, and how the branches' blocks get their keys and values: moved there from the cache, or,
+    #: where this pass computed them all, kept once more by slot mappings [rows].
+    trees: tuple[tuple[Call, CPUAttentionMetadata, Moved | tuple[Tensor, ...]], ...]
     #: There is one call, of all the pass's rows in their order: none need to be picked.
     in_order: bool
 
@@ -107,12 +115,11 @@ class TreeCPUAttentionImpl(CPUAttentionBackendImpl):
                 cache = room.both
                 for block, first, number in call.copies:
                     room.own[first : first + number] = room.cache[block]
-                if moved is not None:
-                    source, destination = moved
-                    flat(room.own).index_copy_(0, destination, flat(room.cache).index_select(0, source))
+                if isinstance(moved, Moved):
+                    flat(room.own).index_copy_(0, moved.destination, flat(room.cache).index_select(0, moved.source))
                 else:
-                    keys, values = key.index_select(0, call.keys), value.index_select(0, call.keys)
-                    self.do_kv_cache_update(layer, keys, values, room.own, call.destination)
+                    for slots in moved:
+                        self.do_kv_cache_update(layer, key, value, room.own, slots)
                 metadata.block_table = torch.add(call.block_table, call.owned, alpha=room.first)
             if work.in_order:
                 return super().forward(layer, query, key, value, cache, metadata, output, *args, **kwargs)
@@ -152,11 +159,16 @@ class TreeCPUAttentionImpl(CPUAttentionBackendImpl):
             own = scratch.own
         trees = []
         for call in calls(found, table, size, len(own), singly):
-            moved = None
-            if len(call.source) and not (fresh and call.keys is not None):
+            moved: Moved | tuple[Tensor, ...]
+            if fresh and call.keys is not None:
+                moved = call.slot_mappings(len(query))
+            elif len(call.source):
                 layout, cache = layout_of(layer), kv_cache if scratch is None else scratch.cache
-                source, destination = elements(layout, cache, call.source), elements(layout, own, call.destination)
-                moved = source.flatten(), destination.flatten()
+                moved = Moved(
+                    *(elements(layout, *x).flatten() for x in ((cache, call.source), (own, call.destination)))
+                )
+            else:
+                moved = ()
             trees.append((call, self._metadata(layer, query, metadata, call), moved))
         # Rows before a tree's, of the same request or another, are none of the masked ones.
         count = metadata.num_actual_tokens

@@ -8,6 +8,7 @@ all blocks before that are shared. Every row is computed once: with the first le
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -65,11 +66,29 @@ class Call:
     longest: int
     #: (block of the cache, first own block, number of them): copies that the branches' keys are then put into.
     copies: tuple[tuple[int, int, int], ...]
-    #: [m] int64 slots of tail keys in the cache, and the slots in own blocks where the branches have them.
+    #: [m] int64 slots in the cache of tail keys that such copies do not have in their place, and the slots in own
+    #: blocks where the branches need them.
     source: Tensor
     destination: Tensor
-    #: [m] int64 rows of the batch that these tail keys were computed for; None if some are of an earlier pass.
-    keys: Tensor | None
+    #: [m] rows of the batch that these tail keys were computed for; None if some are of an earlier pass.
+    keys: tuple[int, ...] | None
+
+    def slot_mappings(self, rows: int) -> tuple[Tensor, ...]:
+        """The destinations of a batch's rows [rows] int64, -1 for none; as many times as a row has several.
+
+        Raises:
+            ValueError: a tail key is of an earlier pass.
+        """
+        if self.keys is None:
+            raise ValueError("tail keys of an earlier pass have no row in this one")
+        found: list[list[int]] = []
+        seen: Counter[int] = Counter()
+        for row, slot in zip(self.keys, self.destination.tolist(), strict=True):
+            if seen[row] == len(found):
+                found.append([-1] * rows)
+            found[seen[row]][row] = slot
+            seen[row] += 1
+        return tuple(torch.tensor(slots) for slots in found)
 
 
 def calls(found: Sequence[Branch], table: Tensor, size: int, room: int, singly: int) -> list[Call]:
@@ -125,8 +144,11 @@ def _call(group: list[Branch], table: Tensor, size: int, singly: int) -> Call:
                 copies.append((blocks[context // size], firsts[id(branch)]))
             free += len(more)
             newest = masked.first + len(masked) - len(masked.positions)
-            keys += [newest + key if newest + key >= masked.first else -1 for key in branch.path]
+            copied = size - context % size if context % size else 0
             for offset, key in enumerate(branch.path):
+                if key == offset < copied:
+                    continue
+                keys.append(newest + key if newest + key >= masked.first else -1)
                 for slots, within, at in ((source, blocks, context + key), (destination, mine, context + offset)):
                     slots.append(within[at // size] * size + at % size)
         count = len(branch.members)
@@ -152,7 +174,7 @@ def _call(group: list[Branch], table: Tensor, size: int, singly: int) -> Call:
         copies=tuple(_runs(copies)),
         source=torch.tensor(source, dtype=torch.int64),
         destination=torch.tensor(destination, dtype=torch.int64),
-        keys=None if -1 in keys else torch.tensor(keys, dtype=torch.int64),
+        keys=None if -1 in keys else tuple(keys),
     )
 
 
