@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from vllm_eagle_plugin.benchmarks import load, storm
 from vllm_eagle_plugin.benchmarks.clients import Clients
 from vllm_eagle_plugin.benchmarks.load import Entry, Plain, build, compare, fault, logprob_error
 from vllm_eagle_plugin.benchmarks.memory import Growth, leaks
-from vllm_eagle_plugin.benchmarks.prompts import read_prompts
-from vllm_eagle_plugin.benchmarks.soak import tree_arguments
+from vllm_eagle_plugin.benchmarks.prompts import Question, read_prompts
+from vllm_eagle_plugin.benchmarks.soak import tree_arguments, tree_config
+from vllm_eagle_plugin.benchmarks.soak_rounds import Held, one_round
 from vllm_eagle_plugin.benchmarks.storm import Seen, Storm, answer_plainly
 
 from vllm_eagle_plugin.demo.server import Server
@@ -119,9 +121,11 @@ def test_the_mix() -> None:
 
 def test_command(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    arguments = tree_arguments(str(tmp_path), 8, '{"kind": "static"}')
+    config = tree_config(str(tmp_path), 8, '{"kind": "static"}')
+    arguments = tree_arguments(config)
+    assert json.loads(arguments[1]) == {"model": str(tmp_path), "num_speculative_tokens": 8}
     assert json.loads(arguments[3]) == {"eagle": {"tree": {"kind": "static"}}}
-    assert json.loads(tree_arguments(str(tmp_path), 8, "auto")[3]) == {"eagle": {"tree": "auto"}}
+    assert tree_config(str(tmp_path), 8, "auto")["eagle"] == {"tree": "auto"}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +140,7 @@ def test_command(tmp_path: Path) -> None:
 def test_what_cannot_be_served_is_refused_first(head: str, tree: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(HeadError, match=words):
-        tree_arguments(str(tmp_path / head), 8, tree)
+        tree_config(str(tmp_path / head), 8, tree)
 
 
 class Fake(BaseHTTPRequestHandler):
@@ -224,3 +228,32 @@ def test_a_prompt_of_every_length_is_met_before_memory_is_watched() -> None:
     assert [len(request.prompt) for request in asked] == [*range(1, 41)]
     assert all(request.max_tokens == 1 for request in asked)
     assert len({tuple(request.prompt[:4]) for request in asked[3:]}) == 37, "none is answered from the prefix cache"
+
+
+def test_a_round_asks_everything_and_what_is_kept_is_seen() -> None:
+    asked: list[tuple[int, float, int]] = []
+
+    class Recorder:
+        def run(self, questions: Any, sampling: Any, concurrency: int, done: Any) -> list[str]:
+            for question in questions:
+                asked.append((question.index, sampling.temperature, concurrency))
+                done(question)
+            return ["too long"] if any(q.index == 99 for q in questions) else []
+
+        def forget(self) -> None: ...
+
+        def take_steps(self) -> None: ...
+
+    recorder: Any = Recorder()
+    assert one_round(recorder, [Question(i, str(i)) for i in range(12)], 8) == 12
+    assert sorted(index for index, _, _ in asked) == [*range(12)]
+    assert {(temperature, at_a_time) for _, temperature, at_a_time in asked} == {
+        (t, n) for t in (0, 1) for n in (1, 4, 12)
+    }
+    before = Held.now()
+    kept = torch.ones(2**20)
+    after = Held.now()
+    assert after.tensors == before.tensors + 1
+    assert after.tensor_mib - before.tensor_mib == pytest.approx(kept.nbytes / 2**20)
+    with pytest.raises(HeadError, match="refused 1 of 1"):
+        one_round(recorder, [Question(99, "99")], 8)

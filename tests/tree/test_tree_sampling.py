@@ -144,11 +144,14 @@ def test_seeds_draw_what_plain_decoding_draws(target, tmp_path):
         long = [one * 10 for one in asked[:8]]
         plain_long = [running.generate([one], [how])[0] for one, how in zip(long, params, strict=False)]
     chunks = {"max_num_batched_tokens": 64, "max_num_seqs": 8}
-    with tree_engine(target.folder, folder, 6, {"tree": TREE}, **chunks) as running:
-        assert running.generate(asked, params) == plain
-        assert running.generate(asked[20:], params[20:]) == plain[20:]
-        assert running.generate(long, params[:8]) == plain_long
-        assert running.counters().accepted > 100
+    accepted = []
+    for coupled in (False, True):  # drafts made with a request's own noise have no say in what it draws either
+        with tree_engine(target.folder, folder, 6, {"tree": {**TREE, "coupled": coupled}}, **chunks) as running:
+            assert running.generate(asked, params) == plain
+            assert running.generate(asked[20:], params[20:]) == plain[20:]
+            assert running.generate(long, params[:8]) == plain_long
+            accepted.append(running.counters().accepted)
+    assert accepted[1] > accepted[0] > 100, "they are right more often"
 
 
 @pytest.mark.parametrize("count", [0, 3, -1])

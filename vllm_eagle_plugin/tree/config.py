@@ -33,6 +33,9 @@ class TreeConfig(_Section):
     #: static: the children of a node of each level; by default top_k, then half as many at each level.
     branches: tuple[int, ...] | None = Field(None, min_length=1, max_length=32)
 
+    #: Whether requests above temperature 0 draft with the noise that they are sampled with.
+    coupled: bool = True
+
     @model_validator(mode="after")
     def _fits(self) -> TreeConfig:
         if self.branches is not None:
@@ -59,6 +62,8 @@ class Shape:
     #: dynamic, auto: how many children of a node are considered, if more than top_k. Beams cost a row of the head
     #: each; a child more costs nothing until it is drafted.
     considered: int = 0
+    #: Whether requests above temperature 0 draft with the noise that they are sampled with.
+    coupled: bool = True
 
     @classmethod
     def chain(cls, nodes: int) -> Shape:
@@ -71,7 +76,7 @@ class Shape:
             branches = tree.branches or tuple(
                 max(1, (tree.top_k or 4) >> i) for i in range(tree.depth or min(4, nodes))
             )
-            return cls("static", nodes, _fitting(len(branches), nodes), nodes, branches)
+            return cls("static", nodes, _fitting(len(branches), nodes), nodes, branches, coupled=tree.coupled)
         depth = _fitting(tree.depth or min(5, nodes), nodes)
         most = nodes // (depth - 1) if depth > 1 else nodes
         if tree.top_k is not None and tree.top_k > most:
@@ -82,8 +87,9 @@ class Shape:
                 example(tree.top_k * (depth - 1)),
             )
         if tree.top_k is not None:
-            return cls(tree.kind, nodes, depth, tree.top_k)
-        return cls(tree.kind, nodes, depth, max(1, min(4, most)), considered=min(nodes, CONSIDERED))
+            return cls(tree.kind, nodes, depth, tree.top_k, coupled=tree.coupled)
+        considered = min(nodes, CONSIDERED)
+        return cls(tree.kind, nodes, depth, max(1, min(4, most)), considered=considered, coupled=tree.coupled)
 
 
 def _fitting(depth: int, nodes: int) -> int:

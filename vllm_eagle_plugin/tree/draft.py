@@ -75,14 +75,15 @@ class TreeDrafting(Base):
             return [[] for _ in batch.req_ids]
         scorer = planner.scorer(batch.req_ids)
         growth = Growth(planner.shape, len(batch.req_ids), plan.depth, scorer, self.vocabulary.ids)
-        growth.start(root.logits.float().log_softmax(-1))
+        coupled = self._runner.coupled(self.vocabulary.ids)
+        growth.start(coupled(root.logits, 0))
         clock.observe(planner.costs.first, len(batch.req_ids))
         hidden = root.hidden[:, None]
         while planner.goes_on(growth, plan) and (beams := growth.beams()) is not None:
             clock.start()
             rows = torch.arange(len(hidden), device=hidden.device)[:, None]
             logits, hidden = self.level(beams, hidden[rows, beams.sources])
-            growth.extend(logits.float().log_softmax(-1).view(*beams.tokens.shape, -1))
+            growth.extend(coupled(logits.view(*beams.tokens.shape, -1), beams.depth))
             hidden = hidden.view(*beams.tokens.shape, -1)
             clock.observe(planner.costs.level, beams.tokens.numel())
         trees = planner.choose(growth, plan, batch.req_ids)

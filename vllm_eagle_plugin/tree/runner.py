@@ -19,6 +19,7 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.v1.sample.logits_processor import BUILTIN_LOGITS_PROCESSORS, LogitsProcessors
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
+from ..compat.sampler_noise import foretold
 from ..compat.tree_runner import require_attributes
 from ..errors import HeadError
 from . import WORKER, observe
@@ -26,6 +27,7 @@ from .attention import MaskedRows, attach
 from .backend import backend
 from .clock import Clock
 from .config import Drafting, example, parse_drafting
+from .coupling import Coupled, Coupling
 from .requests import draws_plainly
 from .room import with_room
 from .switch import Switch
@@ -73,6 +75,8 @@ class TreeRunner(Base):
         self._undrafted: dict[int, SpecDecodeMetadata] = {}
         #: The target's layers, where trees are drafted.
         self._masking = Switch(())
+        #: What sampled requests draw; None where drafts are made without it.
+        self.coupling: Coupling | None = None
         self.clock = Clock(vllm_config.parallel_config.tensor_parallel_size == 1)
         super().__init__(vllm_config, device)
         require_attributes(self)
@@ -90,6 +94,7 @@ class TreeRunner(Base):
         self._move_slots = attention.move_slots
         if not trees:
             return  # all attention is the stock kernel's, called as vLLM calls it
+        self.coupling = self._coupling() if self.drafting.shape.coupled else None
         layers = get_layers_from_vllm_config(self.vllm_config, Attention)
         reasons = {name: reason for name, layer in layers.items() if (reason := attention.unsupported(layer))}
         if reasons:
@@ -183,6 +188,7 @@ class TreeRunner(Base):
             trees[scheduled.index] = scheduled.tree
         if observe.observers:
             observe.verified(requests, trees, logits)
+        metadata = replace(metadata, generators=self._generators())
         walked = walk(self.sampler, logits, metadata, trees, greedy=self._takes_argmax(metadata))
         for index, request in enumerate(requests):
             if not self.discard_request_mask.np[index]:
@@ -190,6 +196,29 @@ class TreeRunner(Base):
         self.sampled = [len(path) + 1 for path in walked.paths]
         self._relinearise(walked.paths)
         return walked.output
+
+    def coupled(self, ids: torch.Tensor | None) -> Coupled:
+        """What makes log-probabilities of the head's logits in this step; `ids` as there."""
+        batch = self.input_batch
+        generators = self._generators() if self.coupling is not None else {}
+        return Coupled(self.coupling, batch.req_ids, batch.temperature_cpu.tolist(), generators, ids)
+
+    def _generators(self) -> dict[int, torch.Generator]:
+        """What the step's requests draw from, by their index in the batch; those in none take vLLM's global noise."""
+        batch = self.input_batch
+        if self.coupling is None or batch.sampling_metadata.all_greedy:
+            return batch.generators
+        sampled = (batch.temperature_cpu[: batch.num_reqs] > 0) & ~self.discard_request_mask.np[: batch.num_reqs]
+        own = {i: self.coupling.generator(batch.req_ids[i]) for i in sampled.nonzero()[0].tolist()}
+        return own | batch.generators
+
+    def _coupling(self) -> Coupling | None:
+        config = self.vllm_config.model_config
+        noise = foretold(self.sampler, config.get_vocab_size(), self.device)
+        if noise is None:
+            logger.info("Drafting without the noise that this vLLM samples with: it is made in a way not known here.")
+            return None
+        return Coupling(noise, config.get_vocab_size(), self.device, config.seed or 0)
 
     def _hold_generators(self) -> dict[int, torch.Generator]:
         """Take the generators of seeded requests that still read their prompt out of the batch; returns them.
@@ -287,6 +316,8 @@ class TreeRunner(Base):
         for request in scheduler_output.finished_req_ids:
             self.trees.pop(request, None)
             self.drafter.forget(request)
+            if self.coupling is not None:
+                self.coupling.forget(request)
         return super()._update_states(scheduler_output)
 
 
