@@ -79,8 +79,8 @@ def serving_arguments(most_tokens: int) -> list[str]:
     return [*SERVE, "--max-model-len", str(most_tokens), *cache]
 
 
-def tree_arguments(head: str, nodes: int, tree: str) -> list[str]:
-    """The arguments of `vllm serve` that switch trees on.
+def tree_config(head: str, nodes: int, tree: str) -> dict[str, Any]:
+    """A speculative config whose `SECTION` asks for the tree that a command line names.
 
     Raises:
         HeadError: no such head, or no such tree.
@@ -91,9 +91,14 @@ def tree_arguments(head: str, nodes: int, tree: str) -> list[str]:
     except ValueError as error:
         raise UsageError(f"--tree is not JSON: {error}", 'Expected: auto, or such as {"kind": "dynamic"}') from None
     parse_drafting(asked, nodes)
+    return {"model": head, "num_speculative_tokens": nodes, **asked}
+
+
+def tree_arguments(config: dict[str, Any]) -> list[str]:
+    """The arguments of `vllm serve` that ask for the same."""
     return [
-        *("--speculative-config", json.dumps({"model": head, "num_speculative_tokens": nodes})),
-        *("--additional-config", json.dumps(asked)),
+        *("--speculative-config", json.dumps({k: v for k, v in config.items() if k != SECTION})),
+        *("--additional-config", json.dumps({SECTION: config[SECTION]})),
         *("--worker-cls", WORKER, "--no-async-scheduling"),
     ]
 
@@ -119,7 +124,7 @@ def main(
     """Run it."""
     from transformers import AutoTokenizer
 
-    drafting = tree_arguments(head, nodes, tree)
+    drafting = tree_arguments(tree_config(head, nodes, tree))
     console, load_before = Console(highlight=False, markup=False, width=160), load()
     logs.mkdir(parents=True, exist_ok=True)
     questions = read_prompts(prompts)
