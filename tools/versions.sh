@@ -12,6 +12,7 @@ CORE=(
     tests/test_sampling.py
     tests/tree/test_greedy.py
     tests/tree/test_tree_sampling.py
+    tests/tree/test_coupling.py
     tests/tree/test_auto.py
     tests/tree/test_cpu_attention.py
     tests/tree/test_adaptive_engine.py
