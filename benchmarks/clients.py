@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from ..demo.server import Server
 from ..errors import HeadError
+from ..servers import Server
 from .live import RUNNING, WAITING
 
 PATH = "/v1/completions"

@@ -12,8 +12,8 @@ from typing import Any
 
 import httpx
 
-from ..demo.server import Server
 from ..errors import HeadError
+from ..servers import Server
 from .answer import Answer
 from .prompts import Question
 from .records import Record

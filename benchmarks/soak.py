@@ -22,8 +22,8 @@ import typer
 from rich.console import Console
 
 from ..command import run_function
-from ..demo.server import serve
 from ..errors import HeadError, UsageError
+from ..servers import serve
 from ..tree import SECTION, WORKER
 from ..tree.config import parse_drafting
 from .clients import Clients

@@ -23,8 +23,8 @@ import typer
 from rich.console import Console
 
 from ..command import run_function
-from ..demo.server import serving_environment
 from ..errors import HeadError
+from ..servers import serving_environment
 from .engine import Engine, open_engine
 from .environment import environment, load
 from .load import build

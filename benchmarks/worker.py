@@ -18,8 +18,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..demo.server import serving_environment
 from ..errors import HeadError
+from ..servers import serving_environment
 from .host import TraceStep
 from .prompts import Question
 from .records import Record

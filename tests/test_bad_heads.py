@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from vllm_eagle_plugin.conversion import convert
 
 from vllm_eagle_plugin.configs import EagleConfig
-from vllm_eagle_plugin.demo.server import serve
 from vllm_eagle_plugin.errors import HeadError
 from vllm_eagle_plugin.fingerprint import sample_embedding
+from vllm_eagle_plugin.servers import serve
 
 from .cases import CASES, SUBSET
 from .engine import engine

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from vllm_eagle_plugin.benchmarks.report.answer_picture import Step, draw, split_steps
 from vllm_eagle_plugin.conversion import convert
 
-from vllm_eagle_plugin.demo.picture import Step, draw, split_steps
 from vllm_eagle_plugin.demo.run import shipped_head
-from vllm_eagle_plugin.demo.server import serving_environment
 from vllm_eagle_plugin.demo.target import build_target
 from vllm_eagle_plugin.record import Proposal
+from vllm_eagle_plugin.servers import serving_environment
 
 from .conftest import DAMAGED
 

@@ -16,7 +16,7 @@ from vllm_eagle_plugin.benchmarks.clients import Clients, HangsUp, Request
 from vllm_eagle_plugin.benchmarks.remote import speculative_counters
 from vllm_eagle_plugin.benchmarks.session import Counters
 
-from vllm_eagle_plugin.demo.server import serve
+from vllm_eagle_plugin.servers import serve
 
 from .cases import CASES, SUBSET
 from .known_answer import Target, build_target, known_answer_head, save_head

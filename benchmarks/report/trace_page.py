@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...demo.picture import Step as Drawn
 from ..trace import Draft, Emitted, Trace, TracedStep
 from .acceptance_page import environment_facts
+from .answer_picture import Step as Drawn
 from .page import Card, Cards, Figure, Part, Piece, Tokens, Trees, render
 from .step_tree import numbered_tree
 
@@ -61,7 +61,7 @@ def drawn(result: Trace) -> list[Drawn]:
 
 def write_picture(result: Trace, console: Any, file: Path) -> None:
     """Print the answer in colours and save it as SVG."""
-    from ...demo.picture import draw
+    from .answer_picture import draw
 
     draw(console, Path(result.target), result.prompt, drawn(result), file)
 

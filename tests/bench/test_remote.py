@@ -21,8 +21,8 @@ from vllm_eagle_plugin.benchmarks.remote import Remote, scrape
 from vllm_eagle_plugin.benchmarks.schema import AcceptanceResult
 from vllm_eagle_plugin.benchmarks.session import Counters, Sampling
 
-from vllm_eagle_plugin.demo.server import Server, serve
 from vllm_eagle_plugin.errors import HeadError
+from vllm_eagle_plugin.servers import Server, serve
 
 from .command import run_cli
 from .language import K, Language, text

@@ -22,8 +22,8 @@ from vllm_eagle_plugin.benchmarks.soak import tree_arguments, tree_config
 from vllm_eagle_plugin.benchmarks.soak_rounds import Held, one_round
 from vllm_eagle_plugin.benchmarks.storm import Seen, Storm, answer_plainly
 
-from vllm_eagle_plugin.demo.server import Server
 from vllm_eagle_plugin.errors import HeadError
+from vllm_eagle_plugin.servers import Server
 
 ENTRY = Entry(0, "greedy", [1, 2], load.GREEDY)
 PLAIN = Plain([5, 6, 7, 8], [{5: -0.1, 9: -0.1004}, {6: -0.2, 9: -3.0}, {7: -0.3}, {8: -0.4}])

@@ -10,7 +10,7 @@ import sys
 import pytest
 from prometheus_client import REGISTRY
 
-from vllm_eagle_plugin.demo.server import serve
+from vllm_eagle_plugin.servers import serve
 from vllm_eagle_plugin.tree import relay
 
 from ..cases import CASES

@@ -12,11 +12,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from ..benchmarks.report.answer_picture import draw, split_steps
 from ..conversion import convert
 from ..errors import HeadError
 from ..record import RECORD, read_record
-from .picture import draw, split_steps
-from .server import Server, serve
+from ..servers import Server, serve
 from .target import build_target
 
 PROMPTS = (

