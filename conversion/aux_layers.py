@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import HeadError
+from ..targets.target import Target
 from .described import Described
 from .intake import Intake
 from .options import Options
-from .target import Target
 
 KEY = "eagle_aux_hidden_state_layer_ids"
 #: Other names and places for the list.

@@ -12,13 +12,13 @@ from typing import Any
 
 from .. import __version__
 from ..errors import HeadError
+from ..targets.hub import commit_of
+from ..targets.target import Target, read_target
 from .detect import Detection
-from .hub import commit_of
 from .options import Options
 from .reading import Reading
 from .route import Layout, choose_layout
 from .source import Source
-from .target import Target, read_target
 from .understand import open_source, understand
 from .values import check_values
 from .write import check_output, write_head

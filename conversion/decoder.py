@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import HeadError
+from ..targets.target import Target
 from .described import Described
 from .intake import Intake
 from .options import Options
-from .target import Target
 
 DEFAULT_THETA = 10000.0
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from ..configs import EagleConfig
+from ..targets.target import Target
 from .decoder import decoder_flags, take_layers
 from .described import Described
+from .embeddings import take_embedding, take_lm_head
 from .intake import Intake
 from .options import Options
 from .reading import Reading
 from .source import Source
-from .tables import take_embedding, take_lm_head
-from .target import Target
 from .tokens import take_mapped_lm_head
 from .vocabulary import take_vocabulary
 

@@ -13,16 +13,16 @@ import torch
 
 from ..configs import Eagle3Config
 from ..errors import HeadError
+from ..targets.target import Target
 from .aux_layers import aux_layers
 from .decoder import decoder_flags, take_layers
 from .described import Described
+from .embeddings import need_embedding, take_embedding
 from .intake import Intake
 from .missing import given_up
 from .options import Options
 from .reading import Reading
 from .source import Source
-from .tables import need_embedding, take_embedding
-from .target import Target
 from .values import same_weights
 from .vocabulary import take_vocabulary
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from ..errors import HeadError
+from ..targets.tensor_files import TENSOR_SUFFIXES, read_tensors
 from .described import read_config
-from .parse import TENSOR_SUFFIXES, read_tensors
 
 #: Files beside weights that hold something else, by the start of their names.
 _NOT_WEIGHTS = (

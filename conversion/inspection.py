@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HeadError
+from ..targets.target import read_target
 from .detect import Detection, detect
 from .options import Options
 from .source import Source
 from .stock import stock_verdict
-from .target import read_target
 from .understand import open_source, understand
 
 

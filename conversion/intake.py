@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from torch import Tensor
 
 from ..errors import HeadError
+from ..targets.stored import Stored
 from .source import Source
-from .stored import Stored
 
 Shape = tuple[int | None, ...]
 

@@ -12,11 +12,11 @@ from ..configs import HeadConfig
 from ..errors import HeadError
 from ..preflight import compare_tensors
 from ..reference import ReferenceHead, build_reference, expected_tensors
+from ..targets.stored import Stored
+from ..targets.target import Target
 from .intake import Intake
 from .options import Options
 from .source import Source
-from .stored import Stored
-from .target import Target
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

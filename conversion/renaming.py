@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from ..errors import HeadError
+from ..targets.stored import Stored
 from .source import Source
-from .stored import Stored
 
 #: Why a tensor that the user leaves out is not there.
 LEFT_OUT = "left out with --drop"

@@ -7,9 +7,9 @@ from typing import Any
 
 from ..configs import Eagle3Config, EagleConfig, HeadConfig, TransformerHeadConfig
 from ..errors import HeadError
+from ..targets.stored import Stored
+from ..targets.target import Target
 from .reading import Reading
-from .stored import Stored
-from .target import Target
 
 #: Target families whose embedding and lm_head stock vLLM cannot find for a head.
 _NOT_STOCK_TARGETS = {"gpt2", "gemma", "gemma2", "gemma3", "gemma3_text"}

@@ -13,10 +13,10 @@ from functools import cached_property
 from pathlib import Path
 
 from ..errors import HeadError
+from ..targets.stored import Stored
+from ..targets.tensor_files import read_tensors
 from .described import Described
 from .files import config_of, find_files
-from .parse import read_tensors
-from .stored import Stored
 
 #: What wrappers put in front of the draft head's names when they save it with, or inside, a whole model.
 _INSIDE_A_MODEL = re.compile(r"^(?:.*\.)?(?:draft_model|eagle_module|ea_layer|draft_module)\.")

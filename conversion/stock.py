@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..configs import AttentionFreeConfig, Eagle3Config, TransformerHeadConfig
+from ..targets.target import Target
 from .aux_layers import KEY, default_layers
 from .decoder import DEFAULT_THETA
 from .described import Described
 from .reading import Reading
 from .source import Source
-from .target import Target
 
 VERSION = "0.32"
 #: Architectures of draft heads that its registry resolves, once it has put `Eagle` or `Eagle3` in front.

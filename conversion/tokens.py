@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from ..errors import HeadError
+from ..targets.stored import Stored
+from ..targets.target import Target
+from ..targets.tensor_files import read_tensors
+from .embeddings import take_lm_head
 from .intake import Intake
 from .options import Options
-from .parse import read_tensors
-from .stored import Stored
-from .tables import take_lm_head
-from .target import Target
 from .vocabulary import ABSOLUTE_LISTS
 
 

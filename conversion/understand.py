@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HeadError, UsageError
+from ..targets.hub import commit_of, download
+from ..targets.target import Target
 from .detect import Detection, detect
-from .hub import commit_of, download
 from .options import DTYPES, Options
 from .reading import Reader, Reading, flags_of
 from .renaming import without
 from .source import Source, read_source
-from .target import Target
 
 #: What is downloaded of a head: never code.
 _HEAD_FILES = ["*.json", "*.safetensors", "*.bin", "*.pt", "*.pth", "*.npz", "*/*.safetensors", "*/*.json", "*/*.pt"]

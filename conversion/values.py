@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..errors import HeadError
-from .stored import Stored
+from ..targets.stored import Stored
 
 
 class Range:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ..errors import HeadError
+from ..targets.stored import Stored
+from ..targets.target import Target
 from .intake import Intake
 from .options import Options
-from .stored import Stored
-from .target import Target
 from .values import mean_cosine
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16)

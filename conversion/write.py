@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import HeadError
-from .stored import Stored
+from ..targets.stored import Stored
 from .values import Range
 
 #: All that a folder of ours holds; with anything else in it, it is not ours to replace.

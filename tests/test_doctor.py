@@ -10,13 +10,13 @@ import torch
 from typer.testing import CliRunner
 from vllm_eagle_plugin.conversion.doctor import diagnose
 from vllm_eagle_plugin.conversion.doctor.agreement import Agreement, Material, expected_length
-from vllm_eagle_plugin.conversion.observe import Observer
 from vllm_eagle_plugin.conversion.options import Options
 from vllm_eagle_plugin.conversion.verify.written import read_written
 
 from vllm_eagle_plugin.cli import app
 from vllm_eagle_plugin.errors import UsageError
 from vllm_eagle_plugin.reference import draft_chain
+from vllm_eagle_plugin.targets.observer import Observer
 
 from . import faults
 from .cases import CASES

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from vllm_eagle_plugin.conversion import convert
 from vllm_eagle_plugin.conversion.doctor import diagnose
 from vllm_eagle_plugin.conversion.doctor.agreement import Material
-from vllm_eagle_plugin.conversion.observe import Observer
 
 from vllm_eagle_plugin.demo.run import shipped_head
+from vllm_eagle_plugin.targets.observer import Observer
 
 from .faults import Saved
 from .trained_faults import PAIRS, SINGLE, SOUND, Case

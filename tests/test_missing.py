@@ -8,10 +8,10 @@ import pytest
 import torch
 from vllm_eagle_plugin.conversion.options import Options
 from vllm_eagle_plugin.conversion.reading import flags_of
-from vllm_eagle_plugin.conversion.target import read_target
 from vllm_eagle_plugin.conversion.understand import open_source, understand
 
 from vllm_eagle_plugin.errors import HeadError
+from vllm_eagle_plugin.targets.target import read_target
 
 from .producers import FIXTURES
 from .producers.making import make

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from vllm_eagle_plugin.conversion.target import read_target
+
+from vllm_eagle_plugin.targets.target import read_target
 
 from .cases import CASES
 from .engine import engine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..conversion.target import Target
+from ..targets.target import Target
 from .conditioning import condition
 from .corpus import Corpus, MicroBatch, collate
 from .heads import aux_layers, head_config, new_head

@@ -126,7 +126,7 @@ def tokens(
     count: Annotated[int, typer.Option("-n", min=1, help="Tokens to list.")] = 8000,
 ) -> None:
     """List the tokens that the target says most often, for `convert --token-map`."""
-    from ..conversion.target import read_target
+    from ..targets.target import read_target
     from .corpus import read_corpus
     from .files import disk_errors, write_json
     from .teacher import identify

@@ -16,12 +16,12 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from ..conversion.target import read_target
 from ..errors import HeadError, UsageError
+from ..targets.prompts import ChatFrame, dataset_turns, file_turns
+from ..targets.target import read_target
 from .corpus import MANIFEST, check_written_by, read_shard, shard_files
 from .files import disk_errors, read_json, replaced, write_json
 from .generate import Generator, open_generator
-from .prompts import ChatFrame, dataset_turns, file_turns
 from .sources import GivenTurns, SelfWritten, Source
 from .teacher import identify
 

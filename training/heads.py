@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..configs import AttentionFreeConfig, Eagle3Config, EagleConfig, HeadConfig, TransformerHeadConfig
-from ..conversion.target import Target
 from ..errors import UsageError
 from ..reference import ReferenceHead, build_reference
+from ..targets.target import Target
 from .medusa import MedusaConfig, MedusaHead
 from .recipe import Recipe
 from .vocabulary import most_frequent

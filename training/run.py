@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..conversion.target import Target
 from ..errors import HeadError, UsageError
+from ..targets.target import Target
 from .agreement import Agreement, measure
 from .card import write_card
 from .corpus import Corpus, MicroBatch, collate, counted_positions, plan_steps

@@ -7,8 +7,8 @@ from itertools import islice
 from typing import Any, Protocol
 
 from ..errors import HeadError
+from ..targets.prompts import ChatFrame, encode_turn
 from .generate import Generator
-from .prompts import ChatFrame, encode_turn
 
 #: Temperature at which a target writes user turns: high, for variety.
 _ASKING = 0.9

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..conversion.target import read_target
+from ..targets.target import read_target
 from .build import build
 from .corpus import collate, counted_positions, plan_steps, read_corpus
 from .recipe import Recipe

@@ -22,7 +22,7 @@ import typer
 from torch import Tensor
 
 from ..command import run_function
-from ..conversion.target import read_target
+from ..targets.target import read_target
 from .corpus import read_corpus
 from .teacher import Teacher, identify
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from ..conversion.target import Target
 from ..errors import HeadError
+from ..targets.target import Target
 
 #: Bytes of each of the pieces of a weight file that make up its digest.
 _PIECE, _PIECES = 1 << 16, 32

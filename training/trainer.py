@@ -10,8 +10,8 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from .. import __version__
-from ..conversion.target import read_target
 from ..errors import HeadError, UsageError
+from ..targets.target import read_target
 from .build import build
 from .corpus import read_corpus
 from .heads import head_config

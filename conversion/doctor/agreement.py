@@ -11,7 +11,7 @@ from torch import Tensor
 from ...configs import Eagle3Config, HeadConfig
 from ...errors import HeadError
 from ...reference import ReferenceHead, build_reference, unroll
-from ..observe import Observer, States, Text
+from ...targets.observer import Observer, States, Text
 from ..reading import Reading
 
 DEPTH = 4

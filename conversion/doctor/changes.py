@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...configs import AttentionFreeConfig, Eagle3Config, EagleConfig, HeadConfig, TransformerHeadConfig
+from ...targets.target import Target
 from ..aux_layers import default_layers
 from ..options import Options
 from ..reading import Reader, Reading
 from ..source import Source
-from ..target import Target
 from . import known
 
 #: RoPE bases that heads have been trained with whatever their configs said.

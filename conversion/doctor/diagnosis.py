@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import HeadError
-from ..observe import Observer, read_turns
+from ...targets.observer import Observer, read_turns
+from ...targets.target import Target, read_target
 from ..options import Options
-from ..target import Target, read_target
 from ..understand import open_source
 from .agreement import Material, expected_length
 from .findings import Finding, look

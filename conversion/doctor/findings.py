@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ...errors import HeadError
+from ...targets.stored import Stored
+from ...targets.target import Target
 from ..reading import Reading
-from ..stored import Stored
-from ..target import Target
 from ..values import check_values, mean_cosine
 from . import known
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ...errors import HeadError, UsageError
+from ...targets.target import Target
 from ..detect import Detection
 from ..options import Options
 from ..reading import Reading
 from ..source import Source
-from ..target import Target
 from ..understand import understand
 from .agreement import Agreement, Material
 from .changes import Change, alternatives, resolutions

@@ -6,11 +6,11 @@ are left out when it saves.
 
 from __future__ import annotations
 
+from ...targets.target import Target
 from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
 from ..source import Source
-from ..target import Target
 
 
 def recognise(source: Source) -> Evidence | None:

@@ -7,13 +7,13 @@ vocabulary only in `eagle_meta.pt`, as absolute ids.
 
 from __future__ import annotations
 
+from ...targets.target import Target
 from ..eagle import EAGLE_OPTIONS, EagleMeaning, read_eagle
 from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
 from ..missing import demand
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
 from ..source import Source
-from ..target import Target
 from .safeailab import eagle_layout
 
 _NORMS = ("layers.0.input_layernorm.weight", "norm.weight")

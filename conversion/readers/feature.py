@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ...configs import AttentionFreeConfig
 from ...errors import HeadError
+from ...targets.target import Target
+from ..embeddings import take_embedding
 from ..intake import Intake
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
 from ..source import Source, read_table
-from ..tables import take_embedding
-from ..target import Target
 from ..tokens import take_any_lm_head
 
 _EMBEDDINGS = ("embed_tokens.weight", "embedding.weight", "embeddings.weight")

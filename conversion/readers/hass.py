@@ -8,13 +8,13 @@ them is EAGLE-1 in SafeAILab's layout.
 
 from __future__ import annotations
 
+from ...targets.target import Target
 from ..eagle import EAGLE_OPTIONS, EagleMeaning, read_eagle
 from ..missing import demand
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
 from ..renaming import renamed
 from ..source import Source
-from ..target import Target
 from .safeailab import eagle_layout
 
 _OWN = {

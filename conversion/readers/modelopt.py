@@ -11,6 +11,7 @@ back; since they lost their fc, they never see a token, and nothing can serve th
 from __future__ import annotations
 
 from ...errors import HeadError
+from ...targets.target import Target
 from ..aux_layers import KEY
 from ..eagle import EagleMeaning, read_eagle
 from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
@@ -18,7 +19,6 @@ from ..missing import demand
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
 from ..source import Source
-from ..target import Target
 from .safeailab import eagle_layout
 
 _MARKS = ("use_aux_hidden_state", "use_input_layernorm_in_first_layer", "use_last_layernorm", "parallel_draft_step")

@@ -9,11 +9,11 @@ import torch
 
 from ...configs import AttentionFreeConfig
 from ...errors import HeadError
+from ...targets.target import Target
 from ..intake import Intake
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
 from ..source import Source
-from ..target import Target
 from .feature import token_pairing
 
 

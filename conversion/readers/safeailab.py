@@ -8,11 +8,11 @@ eagle_llm (1.2.1) trains at 10000 whatever config.json says; the repository's la
 
 from __future__ import annotations
 
+from ...targets.target import Target
 from ..eagle import EAGLE_OPTIONS, EagleMeaning, read_eagle
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
 from ..source import Source
-from ..target import Target
 
 
 def eagle_layout(source: Source) -> list[str]:

@@ -8,11 +8,11 @@ was trained with it on a copied config has 10000 whatever the config says, which
 
 from __future__ import annotations
 
+from ...targets.target import Target
 from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
 from ..source import Source
-from ..target import Target
 
 
 def recognise(source: Source) -> Evidence | None:

@@ -8,12 +8,12 @@ them apart, both readings are the same.
 
 from __future__ import annotations
 
+from ...targets.target import Target
 from ..eagle import EAGLE_OPTIONS, EagleMeaning, read_eagle
 from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
 from ..source import Source
-from ..target import Target
 from .safeailab import eagle_layout
 
 _ARCHITECTURES = ("LlamaForCausalLMEagle", "Qwen2ForCausalLMEagle", "MixtralForCausalLMEagle")

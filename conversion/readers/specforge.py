@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ...targets.target import Target
 from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
 from ..source import Source
-from ..target import Target
 
 
 def recognise(source: Source) -> Evidence | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ...targets.target import Target
 from ..described import Described
 from ..eagle import EAGLE_OPTIONS, EagleMeaning, read_eagle
 from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
@@ -16,7 +17,6 @@ from ..options import Options
 from ..reading import Evidence, Reader, Reading
 from ..renaming import renamed
 from ..source import Source
-from ..target import Target
 
 _EAGLE_NAMES = {
     "fusion_fc.weight": "fc.weight",

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from ...configs import AttentionFreeConfig
 from ...errors import HeadError
+from ...targets.target import Target
+from ..embeddings import take_embedding
 from ..intake import Intake
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
 from ..source import Source
-from ..tables import take_embedding
-from ..target import Target
 from ..tokens import take_any_lm_head
 from .feature import take_blocks
 

@@ -9,11 +9,11 @@ layers in its configs; only for Kimi-K2 targets does its vLLM flag turn them int
 from __future__ import annotations
 
 from ...errors import HeadError
+from ...targets.target import Target
 from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
 from ..source import Source
-from ..target import Target
 
 
 def recognise(source: Source) -> Evidence | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ...targets.target import Target
 from ..described import Described
 from ..eagle import EAGLE_OPTIONS, EagleMeaning, read_eagle
 from ..missing import demand
@@ -17,7 +18,6 @@ from ..options import Options
 from ..reading import Evidence, Reader, Reading
 from ..renaming import renamed
 from ..source import Source
-from ..target import Target
 from .safeailab import eagle_layout
 
 _PRENORM = "layers.0.input_layernorm.weight"

@@ -16,11 +16,11 @@ import torch
 from safetensors import safe_open
 
 from ...errors import HeadError, UsageError
-from ..observe import Observer, read_turns
+from ...targets.observer import Observer, read_turns
+from ...targets.target import Target, read_target
 from ..options import Options
 from ..route import Layout, choose_layout
 from ..source import Source
-from ..target import Target, read_target
 from ..understand import open_source, understand
 from .compare import TOLERANCE, Drafted, Figures, compare, layers_of
 from .job import Job, prompts_for

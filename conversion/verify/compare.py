@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ...reference import ReferenceHead, unroll
+from ...targets.observer import Observer
 from ..doctor.agreement import handed_over
-from ..observe import Observer
 
 #: Mean difference of logits, against their spread, up to which two heads are one: rounding alone, in fp32
 #: and where either side computes in half precision.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..observe import Observer
+from ...targets.observer import Observer
 from ..options import Options
 
 #: Positions at which drafts are compared, at least.

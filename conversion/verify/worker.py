@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from ...errors import HeadError
-from ..observe import Observer, read_turns
-from ..target import read_target
+from ...targets.observer import Observer, read_turns
+from ...targets.target import read_target
 from ..understand import open_source, understand
 from .check import Verification, judged
 from .compare import TOLERANCE, compare

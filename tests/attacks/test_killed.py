@@ -20,7 +20,7 @@ PROGRAM = """
 import os, sys
 from pathlib import Path
 from vllm_eagle_plugin.conversion import convert
-from vllm_eagle_plugin.conversion.target import read_target
+from vllm_eagle_plugin.targets.target import read_target
 import vllm_eagle_plugin.conversion.converter, torch
 torch.set_num_threads(1)
 head, target = sys.argv[1:]

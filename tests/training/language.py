@@ -6,8 +6,9 @@ import json
 import random
 from pathlib import Path
 
-from vllm_eagle_plugin.conversion.target import read_target
 from vllm_eagle_plugin.training.teacher import identify
+
+from vllm_eagle_plugin.targets.target import read_target
 
 from ..known_answer import Target
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from vllm_eagle_plugin.conversion import convert
-from vllm_eagle_plugin.conversion.target import read_target
 from vllm_eagle_plugin.training.build import build
 from vllm_eagle_plugin.training.conditioning import condition, unconditioned
 from vllm_eagle_plugin.training.corpus import MicroBatch, read_corpus
@@ -15,6 +14,7 @@ from vllm_eagle_plugin.training.recipe import load_recipe
 from vllm_eagle_plugin.training.teacher import identify
 
 from vllm_eagle_plugin.reference import build_reference, unroll
+from vllm_eagle_plugin.targets.target import read_target
 
 from ..cases import SUBSET
 

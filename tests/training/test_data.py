@@ -14,9 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from vllm_eagle_plugin.training.corpus import read_shard, shard_files
 from vllm_eagle_plugin.training.data import DataSettings, DataWriter
-from vllm_eagle_plugin.training.prompts import ChatFrame, first_turn
 
 from vllm_eagle_plugin.errors import HeadError, UsageError
+from vllm_eagle_plugin.targets.prompts import ChatFrame, first_turn
 
 from .chat import ANSWER, END, USER, write_chat_model
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from vllm_eagle_plugin.conversion.target import read_target
 from vllm_eagle_plugin.training.state_rates import engine_states, open_engine
 from vllm_eagle_plugin.training.teacher import Teacher
+
+from vllm_eagle_plugin.targets.target import read_target
 
 pytestmark = pytest.mark.engine
 

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from vllm_eagle_plugin.conversion.target import read_target
 from vllm_eagle_plugin.training.agreement import measure
 from vllm_eagle_plugin.training.corpus import (
     Conversation,
@@ -25,6 +24,7 @@ from vllm_eagle_plugin.training.teacher import States, Teacher, identify
 
 from vllm_eagle_plugin.errors import UsageError
 from vllm_eagle_plugin.reference import build_reference
+from vllm_eagle_plugin.targets.target import read_target
 
 from ..cases import SUBSET
 from .language import write_language

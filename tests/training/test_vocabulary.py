@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from vllm_eagle_plugin.conversion.target import read_target
 from vllm_eagle_plugin.training import vocabulary
 from vllm_eagle_plugin.training.build import build
 from vllm_eagle_plugin.training.corpus import collate, counted_positions, read_corpus
@@ -16,6 +15,7 @@ from vllm_eagle_plugin.training.teacher import identify
 from vllm_eagle_plugin.training.vocabulary import Vocabulary
 
 from vllm_eagle_plugin.errors import UsageError
+from vllm_eagle_plugin.targets.target import read_target
 
 SIZE, FREQUENT, OTHERS, ROWS = 4000, 200, 100, 4
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..errors import HeadError, UsageError
+from .prompts import ChatFrame, encode_turn, file_turns
 from .target import Target
 
 #: Temperature at which the target writes prompts for itself.
@@ -72,8 +73,6 @@ class Observer:
 
     def prompts(self, turns: Sequence[str], longest: int = 256) -> list[list[int]]:
         """User turns as the target's chat template presents them; as they are where it has none."""
-        from ..training.prompts import ChatFrame, encode_turn
-
         if self.tokenizer is None:
             raise UsageError(
                 f"the target {self.target.name} has no tokenizer, and prompts were given",
@@ -93,8 +92,6 @@ class Observer:
         if self.tokenizer is None:
             return torch.randint(self.target.vocab_size, (count, 4)).tolist()
         if getattr(self.tokenizer, "chat_template", None):
-            from ..training.prompts import ChatFrame
-
             frame = ChatFrame.of(self.tokenizer)
             written = self._write([frame.before] * count, length, frame.stops, _ASKING)
             ended = [[t for t in turn if t not in frame.stops] for turn in written]
@@ -171,8 +168,6 @@ def read_turns(file: Path | None) -> list[str]:
     """User turns of a file of prompts: JSON lines with prompt, messages or turns, or plain text."""
     if file is None:
         return []
-    from ..training.prompts import file_turns
-
     turns = list(file_turns(file))
     if not turns:
         raise UsageError(f"{file} holds no prompts", "One a line was expected", "See `vllm-eagle doctor --help`")

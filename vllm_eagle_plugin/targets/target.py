@@ -15,8 +15,8 @@ from ..checkpoint import safetensors_shapes
 from ..errors import HeadError
 from ..fingerprint import sample_embedding
 from .hub import download
-from .parse import read_tensors
 from .stored import Stored
+from .tensor_files import read_tensors
 
 #: Names of the input embedding across model families, most common first.
 _EMBEDDINGS = (

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..errors import HeadError
+from ..targets.stored import Stored
+from ..targets.target import Target
 from .intake import Intake
-from .stored import Stored
-from .target import Target
 from .values import mean_cosine, same_weights
 
 #: Rows of unrelated tables have cosines around 0; tables trained together stay far from it.
