@@ -46,9 +46,9 @@ def test_nobody_imports_a_bare_folder(file):
 @pytest.mark.parametrize(
     ("folder", "forbidden"),
     [
-        ("vllm_eagle_plugin/reference", ("vllm.", "vllm_eagle_plugin.conversion", "vllm_eagle_plugin.models")),
-        ("conversion", ("vllm.", "vllm_eagle_plugin.models", "vllm_eagle_plugin.proposer")),
-        ("vllm_eagle_plugin/models", ("vllm_eagle_plugin.conversion", "vllm_eagle_plugin.training")),
+        ("vllm_eagle_plugin/reference", ("vllm.", "vllm_eagle_plugin.conversion", "vllm_eagle_plugin.serving")),
+        ("conversion", ("vllm.", "vllm_eagle_plugin.serving")),
+        ("vllm_eagle_plugin/serving", ("vllm_eagle_plugin.conversion", "vllm_eagle_plugin.training")),
     ],
 )
 def test_dependencies_point_one_way(folder, forbidden):

@@ -9,9 +9,9 @@ __version__ = "0.1.0"
 
 #: Draft architectures and where they live; imported by vLLM only when a head asks for one.
 ARCHITECTURES = {
-    "EagleAttentionFreeForCausalLM": "vllm_eagle_plugin.models.attention_free:EagleAttentionFreeForCausalLM",
-    "EagleTransformerForCausalLM": "vllm_eagle_plugin.models.eagle:EagleTransformerForCausalLM",
-    "Eagle3TransformerForCausalLM": "vllm_eagle_plugin.models.eagle3:Eagle3TransformerForCausalLM",
+    "EagleAttentionFreeForCausalLM": "vllm_eagle_plugin.serving.models.attention_free:EagleAttentionFreeForCausalLM",
+    "EagleTransformerForCausalLM": "vllm_eagle_plugin.serving.models.eagle:EagleTransformerForCausalLM",
+    "Eagle3TransformerForCausalLM": "vllm_eagle_plugin.serving.models.eagle3:Eagle3TransformerForCausalLM",
 }
 
 

@@ -36,7 +36,7 @@ class Watch:
             drafter.model.get_top_tokens = self.get_top_tokens
 
     def propose(self, num_speculative_tokens: int, *args: Any, **kwargs: Any) -> Any:
-        from ...proposer import sampled_rows
+        from ...serving.proposer_v1 import sampled_rows
 
         rows = sampled_rows(kwargs["token_indices_to_sample"], kwargs["common_attn_metadata"])
         positions = kwargs["target_positions"][rows].tolist()  # read now what drafting overwrites

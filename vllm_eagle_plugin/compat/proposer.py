@@ -46,7 +46,7 @@ def hook_eagle_proposer(module: ModuleType) -> None:
 
     def __new__(cls: type, vllm_config: Any = None, *args: Any, **kwargs: Any) -> Any:
         if cls is proposer:
-            from ..proposer import proposer_class
+            from ..serving.proposer_v1 import proposer_class
 
             cls = proposer_class(vllm_config) or cls
         return original_new(cls) if original_new is object.__new__ else original_new(cls, vllm_config, *args, **kwargs)

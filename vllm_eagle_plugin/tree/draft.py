@@ -10,7 +10,7 @@ from vllm.config import CUDAGraphMode
 from vllm.forward_context import set_forward_context
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
-from ..proposer import AttentionFreeProposer, HeadProposer, sampled_rows
+from ..serving.proposer_v1 import AttentionFreeProposer, HeadProposer, sampled_rows
 from . import observe
 from .attention import MaskedRows, attach
 from .backlog import Backlog, Unread

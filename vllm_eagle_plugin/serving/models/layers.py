@@ -15,7 +15,7 @@ from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 from vllm.model_executor.layers.rotary_embedding import get_rope
 
-from ..configs import TransformerHeadConfig
+from ...configs import TransformerHeadConfig
 
 #: The token dimension of each input, for vLLM's torch.compile.
 DYNAMIC_ARG_DIMS = {"input_ids": 0, "positions": -1, "hidden_states": 0}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 
-from ..configs import AttentionFreeConfig, HeadConfig
-from ..reference.attention_free import AttentionFreeBody
+from ...configs import AttentionFreeConfig, HeadConfig
+from ...reference.attention_free import AttentionFreeBody
 from .base import DraftHead, EmbeddingBody
 
 

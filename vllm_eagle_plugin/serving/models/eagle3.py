@@ -10,7 +10,7 @@ from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import ReplicatedLinear
 from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
 
-from ..configs import Eagle3Config, HeadConfig
+from ...configs import Eagle3Config, HeadConfig
 from .base import DraftHead, EmbeddingBody
 from .layers import DYNAMIC_ARG_DIMS, DraftDecoderLayer, layer_prefix
 

@@ -17,11 +17,11 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.models.utils import maybe_prefix
 
-from ..compat.problems import require
-from ..configs import HeadConfig
-from ..errors import HeadError
-from ..preflight import compare_tensors
-from ..reference import expected_tensors
+from ...compat.problems import require
+from ...configs import HeadConfig
+from ...errors import HeadError
+from ...preflight import compare_tensors
+from ...reference import expected_tensors
 
 #: Our checkpoints' separate projections and the fused parameters vLLM's layers hold them in.
 STACKED: dict[str, tuple[str, str | int]] = {

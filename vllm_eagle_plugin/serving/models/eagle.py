@@ -9,7 +9,7 @@ from vllm.config import VllmConfig
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import ReplicatedLinear
 
-from ..configs import EagleConfig, HeadConfig
+from ...configs import EagleConfig, HeadConfig
 from .base import DraftHead, EmbeddingBody
 from .layers import DYNAMIC_ARG_DIMS, DraftDecoderLayer, layer_prefix
 
