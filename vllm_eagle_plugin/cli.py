@@ -11,6 +11,7 @@ import typer
 from . import __version__
 from .benchmarks.cli import app as bench_app
 from .benchmarks.cli import trace
+from .cli_serve import serve
 from .command import run_command
 from .conversion.cli import convert, inspect
 from .conversion.cli_doctor import doctor, verify
@@ -27,6 +28,7 @@ app.add_typer(train_app, name="train")
 app.add_typer(bench_app, name="bench")
 app.command()(trace)
 
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
 app.command()(inspect)
 app.command()(convert)
 app.command()(verify)
