@@ -11,7 +11,7 @@ import typer
 from . import __version__
 from .benchmarks.cli import app as bench_app
 from .benchmarks.cli import trace
-from .cli_serve import serve
+from .cli_serve import push, serve
 from .command import run_command
 from .conversion.cli import convert, inspect
 from .conversion.cli_doctor import doctor, verify
@@ -29,6 +29,7 @@ app.add_typer(bench_app, name="bench")
 app.command()(trace)
 
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
+app.command()(push)
 app.command()(inspect)
 app.command()(convert)
 app.command()(verify)

@@ -1,13 +1,15 @@
-"""The verb `serve`. Imports nothing heavy until it runs."""
+"""The verbs that take a head to its users: `serve` and `push`. Imports nothing heavy until it runs."""
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .conversion.cli_options import Config, Revision, with_reading_options
+from .conversion.cli_options import AsJson, Config, Revision, with_reading_options
 
 
 @with_reading_options
@@ -48,3 +50,28 @@ def serve(
     say(found.command)
     sys.stderr.flush()
     found.start()
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A converted head.")],
+    repository: Annotated[str, typer.Argument(metavar="REPOSITORY", help="ORGANISATION/NAME on the hub.")],
+    base_model: Annotated[
+        str | None, typer.Option(help="Hub id of the target, where the head does not name it.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a private repository.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the card, upload nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Upload a converted head to the hub, with a card that says what it drafts for.
+
+    vllm-eagle push ./converted my-org/llama-eagle3
+
+    vllm-eagle push ./converted my-org/llama-eagle3 --base-model meta-llama/Llama-3.1-8B-Instruct --private
+    """
+    from .push import push as run
+
+    made = run(folder, repository, base_model=base_model, private=private, dry_run=dry_run)
+    if as_json:
+        print(json.dumps({"repository": repository, "card" if dry_run else "url": made}))
+    else:
+        print(made)
