@@ -4,6 +4,10 @@ VENV := .venv/bin
 OPENMP := $(abspath .venv/lib/libiomp5.so)
 # The OpenMP runtime that vLLM's CPU backend is built for; without it speculation is much slower.
 RUN = env LD_PRELOAD="$(wildcard $(OPENMP))$${LD_PRELOAD:+:$$LD_PRELOAD}"
+# The same with vLLM's other model runner, as far as a CPU can: tests/runner_v2.
+ON_V2 = $(RUN) tools/on_v2.sh
+# What is named in ARGS need not have tests for it.
+NONE_IS_FINE = $(if $(ARGS),|| [ $$? -eq 5 ])
 
 setup:
 	@tools/setup.sh
@@ -14,9 +18,11 @@ demo: setup
 test: setup lint
 	@tools/browser.sh
 	$(RUN) $(VENV)/python -m pytest $(ARGS)
+	$(ON_V2) $(VENV)/python -m pytest $(ARGS) $(NONE_IS_FINE)
 
 test-extended: setup
 	$(RUN) $(VENV)/python -m pytest -m extended $(ARGS)
+	$(ON_V2) $(VENV)/python -m pytest -m extended $(ARGS) $(NONE_IS_FINE)
 
 # Other versions of vLLM, each in an environment of its own.
 test-versions:

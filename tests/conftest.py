@@ -15,9 +15,27 @@ from vllm_eagle_plugin.demo.target import build_target as build_demo_target
 from .cases import SUBSET
 from .known_answer import Target, build_target
 from .known_answer.target import LAYERS, VOCAB, cycle
+from .runner_v2 import ON_V2
 
 #: A file of the damaged demo target that no target has.
 DAMAGED = "damaged"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A session on Model Runner V2 runs what is marked for it; see `tests.runner_v2`."""
+    elsewhere = [
+        item for item in items if not (_marked_v2(item) if ON_V2 else item.get_closest_marker("v2_only") is None)
+    ]
+    items[:] = [item for item in items if item not in elsewhere]
+    config.hook.pytest_deselected(items=elsewhere)
+    for item in items:
+        if ON_V2 and not any(mark.kwargs.get("quick") for mark in _marked_v2(item)):
+            item.add_marker("extended")
+
+
+def _marked_v2(item: pytest.Item) -> list[pytest.Mark]:
+    return [mark for mark in item.iter_markers() if mark.name in ("v2", "v2_only")]
 
 
 @pytest.fixture(scope="session")

@@ -67,6 +67,11 @@ class Engine:
         # Not through `compat`: engines of tests also run without the plugin, and must import nothing of it.
         return self.llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
 
+    @property
+    def on_v2(self) -> bool:
+        """Whether this engine really is on Model Runner V2."""
+        return any(cls.__module__ == "vllm.v1.worker.gpu.model_runner" for cls in type(self.runner).__mro__)
+
 
 @functools.cache
 def spare_imports_from_collection() -> None:

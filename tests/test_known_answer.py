@@ -7,9 +7,12 @@ import pytest
 from .cases import CASES, draft_length
 from .engine import engine
 from .known_answer import known_answer_head, save_head
+from .runner_v2 import ON_V2
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.v2]
 PROMPTS, TOKENS = 12, 41
+#: One case a family, which every run of the suite puts on both model runners.
+QUICK = ("surgery", "eagle-fc-bias", "eagle3-reduced")
 
 
 def walks(target, count=PROMPTS):
@@ -32,13 +35,16 @@ def assert_exact(running, target, k, **sampling):
     assert counted.acceptance_length == k + 1
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.v2(quick=True)) if n in QUICK else n for n in CASES]
+)
 def test_every_draft_is_accepted(name, target_for, head_folder):
     config = CASES[name]()
     target = target_for(config)
     k = draft_length(config)
     save_head(known_answer_head(config, target, k), head_folder)
     with engine(target.folder, head_folder, k) as running:
+        assert running.on_v2 == ON_V2
         assert_exact(running, target, k)
         if name in ("feature", "eagle3-reduced"):  # drawn, not argmax: the language leaves no choice
             assert_exact(running, target, k, temperature=0.05)
