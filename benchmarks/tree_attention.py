@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ..command import run_function
-from ..tree.attention import MaskedRows, attach
+from ..tree.old_attention import MaskedRows, attach
 from ..tree.tree import Tree
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, BLOCK, ROOM = 30, 9, 3, 64, 128, 24

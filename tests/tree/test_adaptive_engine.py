@@ -112,7 +112,7 @@ def test_a_pass_without_trees_runs_the_layers_of_vllm(target, tmp_path, monkeypa
     from vllm.model_executor.layers.attention import Attention
 
     from vllm_eagle_plugin.tree import planner
-    from vllm_eagle_plugin.tree.attention import attached
+    from vllm_eagle_plugin.tree.old_attention import attached
 
     monkeypatch.setattr(planner, "controller", lambda *a: ByTurns(together=True))
     folder, model = target

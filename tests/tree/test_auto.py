@@ -11,7 +11,7 @@ from vllm_eagle_plugin.tree.choose import Chooser, Limits
 from vllm_eagle_plugin.tree.config import Shape
 from vllm_eagle_plugin.tree.cost_model import CostModel
 from vllm_eagle_plugin.tree.gain import GainController
-from vllm_eagle_plugin.tree.grow import Growth, select
+from vllm_eagle_plugin.tree.old_grow import Growth, select
 
 COSTS = CostModel({1: 40, 2: 42, 4: 45, 8: 53, 16: 72, 32: 110, 64: 190}, {1: 4, 8: 6, 32: 14}, {1: 6, 8: 9, 32: 18})
 AUTO = Shape("auto", 16, 5, 4)

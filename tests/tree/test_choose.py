@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from vllm_eagle_plugin.tree.choose import Chooser, Limits, Pool, best_size
 from vllm_eagle_plugin.tree.config import Shape
 from vllm_eagle_plugin.tree.cost_model import CostModel
-from vllm_eagle_plugin.tree.grow import Growth, select
+from vllm_eagle_plugin.tree.old_grow import Growth, select
 
 CHEAP = CostModel({1: 10.0, 101: 11.0}, {1: 0.1, 100: 0.2}, {1: 0.1})
 DEAR = CostModel({1: 10.0, 101: 1010.0}, {1: 3.0, 100: 30.0}, {1: 3.0})

@@ -10,7 +10,7 @@ import torch
 from vllm_eagle_plugin.compat.sampler_noise import exponential, foretold, split_mix
 from vllm_eagle_plugin.tree.config import Shape
 from vllm_eagle_plugin.tree.coupling import Coupled, Coupling
-from vllm_eagle_plugin.tree.grow import Growth, select
+from vllm_eagle_plugin.tree.old_grow import Growth, select
 
 VOCAB, CPU = 300, torch.device("cpu")
 SHAPE = Shape("dynamic", 9, 3, 3)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vllm_eagle_plugin.tree.attention import MaskedRows, attach, masked_attention, merge, sees
 from vllm_eagle_plugin.tree.cpu_attention import TreeCPUAttentionImpl, enable, unsupported
 from vllm_eagle_plugin.tree.kv_layout import gather
+from vllm_eagle_plugin.tree.old_attention import MaskedRows, attach, masked_attention, merge, sees
 from vllm_eagle_plugin.tree.switch import Switch
 from vllm_eagle_plugin.tree.tree import Tree
 

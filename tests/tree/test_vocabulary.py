@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vllm_eagle_plugin.tree.config import Shape
-from vllm_eagle_plugin.tree.grow import Growth, select
+from vllm_eagle_plugin.tree.old_grow import Growth, select
 from vllm_eagle_plugin.tree.vocabulary import DraftVocabulary
 
 VOCAB, IDS = 11, torch.tensor([1, 2, 5, 9])

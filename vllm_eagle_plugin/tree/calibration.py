@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from .grow import Scorer
+from .old_grow import Scorer
 from .pace import CLOSEST, Pace, Spread
 from .tree import Tree
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from .cost_model import CostModel
-from .grow import Candidates, Growth, drawable
+from .old_grow import Candidates, Growth, drawable
 
 Array = NDArray[np.float64]
 

@@ -17,9 +17,9 @@ from vllm import envs
 from vllm.v1.attention.backend import AttentionType
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl, CPUAttentionMetadata
 
-from .attention import Masked, MaskedRows, attached
 from .expansion import Call, branches, calls
 from .kv_layout import LayoutError, elements, flat, layout_of
+from .old_attention import Masked, MaskedRows, attached
 from .room import Room, room_behind, room_in
 
 #: Below this many rows, the kernel for matrix tiles computes a branch faster as a request for each row.

@@ -15,7 +15,7 @@ from torch import Tensor
 from vllm.v1.attention.backend import AttentionType
 from vllm.v1.attention.backends.flash_attn import FlashAttentionImpl
 
-from .attention import MaskedRows, Part, attached, masked_attention, merge, sees
+from .old_attention import MaskedRows, Part, attached, masked_attention, merge, sees
 
 
 def unsupported(layer: Any) -> str | None:

@@ -12,9 +12,9 @@ from vllm.v1.attention.backend import CommonAttentionMetadata
 
 from ..serving.proposer_v1 import AttentionFreeProposer, HeadProposer, sampled_rows
 from . import observe
-from .attention import MaskedRows, attach
 from .backlog import Backlog, Unread
-from .grow import Beams, Growth
+from .old_attention import MaskedRows, attach
+from .old_grow import Beams, Growth
 from .planner import Plan, Planner
 from .runner import TreeRunner, require_runner
 from .vocabulary import DraftVocabulary

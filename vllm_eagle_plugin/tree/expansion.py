@@ -16,7 +16,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from .attention import MaskedRows, paths
+from .old_attention import MaskedRows, paths
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .calibration import Calibration
 from .config import Shape
 from .cost_model import CostModel
-from .grow import extent
+from .old_grow import extent
 from .tree import Tree
 
 Array = NDArray[np.float64]

@@ -1,176 +1,209 @@
-"""Growing trees out of a head's distributions, level by level. Free of vLLM."""
+"""Growing trees out of a head's logits, level by level, for a whole batch. Free of vLLM.
+
+Dynamic trees are EAGLE-2's (Li et al. 2024, arXiv 2406.16858): the likeliest nodes of a level, its beams, are
+drafted from, and of all candidates the likeliest are kept. Static ones give every node of a level equally many
+children. The greedy chain, the head's first choice after its first choice, is always among the beams: with a flat
+head, beams by score alone would be many short branches, accepted less often than the one chain.
+Shapes follow from the `Shape` alone, and nothing asks the host for a value.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .config import Shape
 from .topk import best
-from .tree import Tree
+from .trees import Trees, columns, own_bits
 
-#: (log-probabilities [..., n] that the head gives the n best continuations of a node, best first; their depth) to
-#: what to score them by; never above 0, so that no node outscores the one it continues.
+#: (the head's log-probabilities [B, k, n] of the n best continuations of each beam, best first; their depth) to what
+#: to score them by, alike: never above 0, so that no node outscores the one it continues.
 Scorer = Callable[[Tensor, int], Tensor]
 
 
-@dataclass(frozen=True)
-class Beams:
-    """Rows to draft from at the next level; every request has equally many."""
+class Beams(NamedTuple):
+    """Rows that the head drafts from next, k a request."""
 
-    #: [B, k] target token ids fed to the head.
+    #: [B, k] target token ids to feed. Of the root: 0.
     tokens: Tensor
-    #: [B, k] which beam of the level before each feeds on: its parent, whose output state it takes. Level 1
-    #: continues the root: 0.
+    #: [B, k] which beam of the level before each continues, so whose output state it feeds on.
     sources: Tensor
-    #: [B, k, tail] bool: which of the rows drafted in this step, level by level and these k last, each beam's
-    #: attention sees: its ancestors and itself.
-    visible: Tensor
+    #: [B, k] int64 bitmask over the step's beams, level by level and these last: the ones that each beam continues,
+    #: and itself. The keys of exactly those, behind the request's own, are what its attention sees.
+    seen: Tensor
+    #: [B, k] which candidate each is, counted from 1; the root: 0.
+    numbers: Tensor
+    #: [B, k] scores of their paths.
+    scores: Tensor
     #: Edges between the root and these beams.
     depth: int
-    #: [B, k] scores of their paths, as in `Candidates`.
-    scores: Tensor
+    #: Beams of a request so far, the root left out and these included: the keys that `seen` is about.
+    drafted: int
+    #: Candidates that there are: the children of these beams come behind them.
+    known: int
+
+    def first(self, k: int) -> Beams:
+        """The first k of each request."""
+        tokens, sources, seen, numbers, scores = (t[:, :k] for t in self[:5])
+        drafted = self.drafted - self.tokens.shape[1] + k
+        return Beams(tokens, sources, seen, numbers, scores, self.depth, drafted, self.known)
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """Every node that a growth came across, level by level, the children of a beam together and best first.
+class Candidates(NamedTuple):
+    """[B, C] every node that a growth came across: level by level, the children of a beam together, best first.
 
-    Of a level, the first candidate is on the greedy chain: the head's first choice, its first choice after that,
-    and so on.
+    Of a level, the first candidate is on the greedy chain.
     """
 
-    #: [B, C] target token ids.
+    #: int64 target token ids.
     tokens: Tensor
-    #: [B, C] which candidate each continues; -1: the root.
+    #: int64 which candidate each continues, counted from 1; 0: the root.
     parents: Tensor
-    #: [B, C] the head's log-probability of each, its parent given.
+    #: The head's log-probability of each, its parent given.
     logprobs: Tensor
-    #: [B, C] what candidates are ranked by: the sum along the path of the log-probabilities, or of what a scorer
-    #: made of them. Never higher than the parent's; -inf: not to be drafted.
+    #: What candidates are ranked by: the sum along the path of the log-probabilities, or of what a scorer made of
+    #: them. Never higher than the parent's; -inf: not to be drafted.
     scores: Tensor
-    #: [B, C] edges between the root and each.
+    #: int64 edges between the root and each.
     depths: Tensor
-    #: [B, C] bool: on the greedy chain.
+    #: bool: on the greedy chain.
     on_chain: Tensor
 
 
-class Drawn(NamedTuple):
-    """A tree, and what the head claimed for each of its nodes."""
+class Grown(NamedTuple):
+    """Trees, and what is known of their nodes [B, N]; unused columns hold nothing in particular."""
 
-    tree: Tree
-    #: Probability of each node, its parent given.
-    claims: tuple[float, ...]
-    #: Score of each node as a probability: that it is accepted, if the scorer is right.
-    reached: tuple[float, ...]
+    trees: Trees
+    #: The head's log-probability of each node, its parent given.
+    logprobs: Tensor
+    #: As in `Candidates`.
+    scores: Tensor
 
 
-class Growth:
-    """The tree candidates of a batch while they are being drafted.
+def grow(
+    logits: Tensor,
+    level: Callable[[Beams], Tensor],
+    shape: Shape,
+    ids: Tensor | None = None,
+    score: Scorer | None = None,
+    widest: Callable[[Candidates, Beams], int] | None = None,
+) -> Candidates:
+    """The candidates of a batch's trees.
 
-    `start` with the head's output at the root; then, as long as `beams` says what to draft from, `extend` with the
-    output there. `candidates` and `select` work after any level.
-
-    The greedy chain's node is always the first beam, however low it scores: with a flat head, beams by score alone
-    would be many short branches, accepted less often than the one chain.
+    logits: [B, Vd] the head's at the root. level: runs the head on beams, returns its logits [B, k, Vd]. ids [Vd]:
+    the target's id of each token that logits are of; None: its own. widest: how many of the beams offered for the
+    next level to draft from, asked with what there is so far; 0: stop here. By default all.
     """
+    found = expand(None, root(logits), logits[:, None], shape, ids, score)
+    beams = next_beams(found, root(logits), shape)
+    while beams is not None and (widest is None or (k := widest(found, beams)) > 0):
+        beams = beams if widest is None else beams.first(k)
+        found = expand(found, beams, level(beams), shape, ids, score)
+        beams = next_beams(found, beams, shape)
+    return found
 
-    def __init__(
-        self,
-        shape: Shape,
-        batch: int,
-        levels: int | None = None,
-        scorer: Scorer | None = None,
-        ids: Tensor | None = None,
-    ):
-        """levels: fewer than the shape's, where nobody would use more. ids [V]: the target's id of each token that
-        log-probabilities are of; None: its own."""
-        self.shape = shape
-        self.batch = batch
-        self.levels = min(shape.depth, levels or shape.depth)
-        self.scorer = scorer
-        self.ids = ids
-        #: Beams of a request that each level so far was drafted from, behind the root; most for the next.
-        self.widths: list[int] = []
-        self.narrow: int | None = None
-        self._levels: list[Candidates] = []
-        self._all: Candidates | None = None
-        self._total = 0
-        #: Of the beams drafted from last: their place among all candidates, their scores and what they see.
-        self._at = self._scores = self._visible = torch.empty(0)
-        self._beams: Beams | None = None
 
-    @property
-    def depth(self) -> int:
-        """Levels that have candidates."""
-        return len(self._levels)
+def root(like: Tensor) -> Beams:
+    """The beam that a growth starts with, for requests [B, ...] on the device of `like`."""
+    nothing = torch.zeros(len(like), 1, dtype=torch.int64, device=like.device)
+    return Beams(nothing, nothing, nothing, nothing, nothing.float(), 0, 0, 0)
 
-    def start(self, logprobs: Tensor) -> None:
-        """Takes the head's log-probabilities [B, V] at the root."""
-        device = logprobs.device
-        self._at = torch.full((self.batch, 1), -1, device=device)
-        self._scores = torch.zeros(self.batch, 1, device=device)
-        self._visible = torch.zeros(self.batch, 1, 0, dtype=torch.bool, device=device)
-        self._add(logprobs[:, None])
 
-    def extend(self, logprobs: Tensor) -> None:
-        """Takes the head's log-probabilities [B, k, V] at the beams."""
-        self.widths.append(logprobs.shape[1])
-        self._add(logprobs)
-        self._beams = None
+def expand(
+    found: Candidates | None,
+    beams: Beams,
+    logits: Tensor,
+    shape: Shape,
+    ids: Tensor | None = None,
+    score: Scorer | None = None,
+) -> Candidates:
+    """The candidates so far (None: none) and the children of these beams, of which the head says logits [B, k, Vd]."""
+    logits = logits.float()
+    claims, tokens = best(logits, min(children(shape, beams.depth), logits.shape[-1]))
+    claims = claims - logits.logsumexp(-1, keepdim=True)
+    # A head that says NaN says nothing: its node gets no children.
+    claims = claims.nan_to_num(nan=-torch.inf, neginf=-torch.inf).clamp(max=0)
+    scores = beams.scores[..., None] + (claims if score is None else score(claims, beams.depth + 1))
+    on_chain = torch.zeros_like(tokens, dtype=torch.bool)
+    on_chain[:, 0, 0] = True
+    level = Candidates(
+        tokens if ids is None else ids[tokens],
+        beams.numbers[..., None].expand_as(tokens),
+        claims,
+        scores,
+        torch.full_like(tokens, beams.depth + 1),
+        on_chain,
+    )
+    flat = Candidates(*(t.flatten(1) for t in level))
+    return flat if found is None else Candidates(*(torch.cat(pair, 1) for pair in zip(found, flat, strict=True)))
 
-    def beams(self) -> Beams | None:
-        """What to draft from next, or None: the last level's candidates are there."""
-        if self._beams is None and self.depth < self.levels:
-            self._beams = self._next_beams()
-        return self._beams
 
-    def widest(self) -> int:
-        """Most beams that the next level can be drafted from; 0: the last level's candidates are there."""
-        if self.depth >= self.levels:
-            return 0
-        return width(self.shape, self._levels[-1].tokens.shape[1], self.depth, sum(self.widths))
+def next_beams(found: Candidates, beams: Beams, shape: Shape) -> Beams | None:
+    """What to draft from after `expand` made `found` out of `beams`, best first but for the greedy chain, which leads.
+    None: the last level is there."""
+    depth = beams.depth + 1
+    if depth >= shape.depth:
+        return None
+    tokens, on_chain, scores = (t[:, beams.known :] for t in (found.tokens, found.on_chain, found.scores))
+    k = width(shape, tokens.shape[1], depth, beams.drafted)
+    picked = scores.masked_fill(on_chain, torch.inf).topk(k, -1).indices
+    sources = picked // (tokens.shape[1] // beams.tokens.shape[1])
+    return Beams(
+        tokens.gather(1, picked),
+        sources,
+        beams.seen.gather(1, sources) | own_bits(picked) << beams.drafted,
+        picked + beams.known + 1,
+        scores.gather(1, picked),
+        depth,
+        beams.drafted + k,
+        found.tokens.shape[1],
+    )
 
-    def candidates(self) -> Candidates:
-        """Everything so far."""
-        if self._all is None:
-            names = [f.name for f in fields(Candidates)]
-            self._all = Candidates(*(torch.cat([getattr(level, n) for level in self._levels], 1) for n in names))
-        return self._all
 
-    def _add(self, logprobs: Tensor) -> None:
-        """Adds the children of the beams [B, k], whose log-probabilities are [B, k, V]."""
-        shape = self.shape
-        claims, tokens = best(logprobs, min(children(shape, self.depth), logprobs.shape[-1]))
-        tokens = tokens if self.ids is None else self.ids[tokens]
-        # A head that says NaN says nothing: its node gets no children.
-        claims = claims.float().nan_to_num(nan=-torch.inf, neginf=-torch.inf).clamp(max=0)
-        scores = self._scores[..., None] + (self.scorer(claims, self.depth + 1) if self.scorer else claims)
-        on_chain = torch.zeros_like(tokens, dtype=torch.bool)
-        on_chain[:, 0, 0] = True
-        parents = self._at[..., None].expand_as(tokens)
-        depths = torch.full_like(tokens, self.depth + 1)
-        level = Candidates(*(t.flatten(1) for t in (tokens, parents, claims, scores, depths, on_chain)))
-        self._levels.append(level)
-        self._all = level if len(self._levels) == 1 else None
-        self._total += level.tokens.shape[1]
+def select(
+    found: Candidates,
+    nodes: int,
+    counts: Tensor | None = None,
+    levels: Tensor | None = None,
+    chains: Tensor | None = None,
+    keep_chain: bool = True,
+) -> Grown:
+    """Each request's `nodes` best candidates as its tree: best first, parents before their children.
 
-    def _next_beams(self) -> Beams:
-        level, before = self._levels[-1], sum(self.widths)
-        found = level.tokens.shape[1]
-        k = min(self.widest(), self.narrow or found)
-        picked = level.scores.masked_fill(level.on_chain, torch.inf).topk(k, -1).indices
-        sources = picked // (found // self._visible.shape[1])
-        above = self._visible.gather(1, sources[..., None].expand(-1, -1, before))
-        itself = torch.eye(k, dtype=torch.bool, device=picked.device).expand(self.batch, k, k)
-        self._at = picked + self._total - found
-        self._scores = level.scores.gather(1, picked)
-        self._visible = torch.cat([above, itself], -1)
-        return Beams(level.tokens.gather(1, picked), sources, self._visible, self.depth, self._scores)
+    counts [B]: fewer nodes. levels [B]: no deeper ones. chains [B] bool: only those on the greedy chain. keep_chain
+    puts that chain in front, so that no tree drafts less than the chain it replaces, and where the chain is accepted
+    nothing needs to be moved.
+    """
+    ranks = drawable(found, levels, chains)
+    usable = ranks.isfinite()
+    if keep_chain:
+        ranks = ranks.masked_fill(found.on_chain & usable, torch.inf)
+    # Stable: of equal scores the earlier candidate first, and parents stand before their children.
+    order = ranks.sort(dim=-1, descending=True, stable=True).indices[:, :nodes]
+    count = usable.sum(-1).clamp(max=nodes)
+    count = count if counts is None else count.minimum(counts)
+    # The node that each candidate became, the root's number in front.
+    became = torch.zeros(len(order), usable.shape[1] + 1, dtype=torch.int64, device=order.device)
+    became = became.scatter(1, order + 1, (columns(order) + 1).expand_as(order))
+    gathered = [t.gather(1, order) for t in (found.tokens, found.parents, found.logprobs, found.scores)]
+    gathered[1] = became.gather(1, gathered[1])
+    tokens, parents, logprobs, scores = (pad(t, (0, nodes - t.shape[1])) for t in gathered)
+    return Grown(Trees.of(tokens, parents, count), logprobs, scores)
+
+
+def drawable(found: Candidates, levels: Tensor | None = None, chains: Tensor | None = None) -> Tensor:
+    """[B, C] scores, -inf for candidates deeper than a request's levels [B], or off the chain of one that may draft
+    only a chain [B]."""
+    scores = found.scores
+    if levels is not None:
+        scores = scores.masked_fill(found.depths > levels[:, None], -torch.inf)
+    if chains is not None:
+        scores = scores.masked_fill(chains[:, None] & ~found.on_chain, -torch.inf)
+    return scores
 
 
 def children(shape: Shape, depth: int) -> int:
@@ -195,81 +228,3 @@ def extent(shape: Shape) -> tuple[list[int], list[int]]:
             k = width(shape, found, depth + 1, sum(widths))
             widths.append(k)
     return sizes, widths
-
-
-def drawable(
-    candidates: Candidates, levels: Sequence[int] | None = None, chains: Sequence[bool] | None = None
-) -> Tensor:
-    """The candidates' scores [B, C], -inf for those deeper than a request's levels or off the chain of one that
-    may draft only a chain."""
-    scores = candidates.scores
-    if levels is not None and min(levels) < int(candidates.depths[0, -1]):
-        limits = torch.tensor(list(levels), device=scores.device)[:, None]
-        scores = scores.masked_fill(candidates.depths > limits, -torch.inf)
-    if chains is not None and any(chains):
-        only = torch.tensor(list(chains), device=scores.device)[:, None]
-        scores = scores.masked_fill(only & ~candidates.on_chain, -torch.inf)
-    return scores
-
-
-def select(
-    candidates: Candidates,
-    budgets: Sequence[int],
-    levels: Sequence[int] | None = None,
-    chains: Sequence[bool] | None = None,
-    keep_chain: bool = True,
-) -> list[Drawn]:
-    """The tree of each request: its `budgets[b]` best candidates of those `drawable`.
-
-    `keep_chain` puts the greedy chain in, as far as it is scored and if it fits as a whole, so that no tree drafts
-    less than the chain it replaces. Nodes stand depth first, better children first: the greedy chain at the front,
-    where accepting it moves no keys, and the rows of each branch together.
-    """
-    # Stable: of equal scores the earlier candidate first, and parents stand before their children.
-    ranked = drawable(candidates, levels, chains).sort(dim=-1, descending=True, stable=True)
-    on_chain = candidates.on_chain.gather(1, ranked.indices)
-    ordered = [t.gather(1, ranked.indices).tolist() for t in (candidates.tokens, candidates.parents)]
-    claims = candidates.logprobs.exp().gather(1, ranked.indices).tolist()
-    columns = zip(
-        budgets,
-        ranked.indices.tolist(),
-        ranked.values.isfinite().sum(-1).tolist(),
-        on_chain.tolist(),
-        *ordered,
-        claims,
-        ranked.values.exp().tolist(),
-        strict=True,
-    )
-    drawn = []
-    for budget, order, usable, chain, tokens, parents, claimed, reached in columns:
-        kept = _kept(budget, usable, chain if keep_chain else [])
-        kept = _depth_first(kept, order, parents)
-        node = {-1: 0, **{order[i]: n for n, i in enumerate(kept, 1)}}
-        tree = Tree(tuple(tokens[i] for i in kept), tuple(node[parents[i]] for i in kept))
-        drawn.append(Drawn(tree, tuple(claimed[i] for i in kept), tuple(reached[i] for i in kept)))
-    return drawn
-
-
-def _kept(budget: int, usable: int, chain: list[bool]) -> list[int]:
-    """Which ranks to keep: the first `budget` of the usable ones, the last making room for what the chain lacks."""
-    kept = list(range(min(budget, usable)))
-    missing = [i for i in range(len(kept), usable) if i < len(chain) and chain[i]]
-    inside = sum(chain[: len(kept)])
-    if not missing or inside + len(missing) > budget:
-        return kept
-    others = [i for i in kept if not chain[i]]
-    gone = set(others[len(others) - len(missing) :])
-    return [i for i in kept if i not in gone] + missing
-
-
-def _depth_first(ranks: list[int], order: list[int], parents: list[int]) -> list[int]:
-    """These ranks, each followed by all below it; order and parents: the candidate and its parent at each rank."""
-    children: dict[int, list[int]] = {}
-    for rank in ranks:
-        children.setdefault(parents[rank], []).append(rank)
-    found: list[int] = []
-    left = children.get(-1, [])[::-1]
-    while left:
-        found.append(left.pop())
-        left += children.get(order[found[-1]], [])[::-1]
-    return found

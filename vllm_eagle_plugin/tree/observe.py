@@ -10,7 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from .grow import Candidates
+from .old_grow import Candidates
 from .tree import Tree
 
 

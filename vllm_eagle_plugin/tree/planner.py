@@ -11,8 +11,8 @@ from .choose import Chooser, Limits
 from .config import Drafting, Shape
 from .cost import Curve
 from .cost_model import CostModel
-from .grow import Drawn, Growth, Scorer, extent, select
 from .metrics import Metrics
+from .old_grow import Drawn, Growth, Scorer, extent, select
 from .requests import FREE, NONE, Allowance, allowance
 from .tree import Tree
 

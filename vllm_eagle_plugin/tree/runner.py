@@ -23,11 +23,11 @@ from ..compat.sampler_noise import foretold
 from ..compat.tree_runner import require_attributes
 from ..errors import HeadError
 from . import WORKER, observe
-from .attention import MaskedRows, attach
 from .backend import backend
 from .clock import Clock
 from .config import Drafting, example, parse_drafting
 from .coupling import Coupled, Coupling
+from .old_attention import MaskedRows, attach
 from .requests import draws_plainly
 from .room import with_room
 from .switch import Switch

@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from vllm_eagle_plugin.tree.attention import MaskedRows, Part, attach, attached, masked_attention, merge, paths, sees
+from vllm_eagle_plugin.tree.old_attention import (
+    MaskedRows,
+    Part,
+    attach,
+    attached,
+    masked_attention,
+    merge,
+    paths,
+    sees,
+)
 from vllm_eagle_plugin.tree.tree import Tree
 
 TREE = Tree(tuple(range(8)), (0, 0, 1, 1, 2, 3, 5, 0))
