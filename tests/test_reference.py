@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from vllm_eagle_plugin.reference import build_reference, draft_chain, expected_tensors
-from vllm_eagle_plugin.reference.layers import Attention, ChainMemory
+from vllm_eagle_plugin.reference.layers import Attention
+from vllm_eagle_plugin.reference.memory import ChainMemory
 
 from .cases import CASES
 from .known_answer import known_answer_head

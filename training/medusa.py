@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..configs import HeadConfig
 from ..errors import HeadError
 from ..reference import ReferenceHead
-from ..reference.layers import ChainMemory
+from ..reference.memory import ChainMemory
 
 
 class MedusaConfig(HeadConfig):

@@ -222,10 +222,15 @@ class TransformerHeadConfig(HeadConfig):
     num_key_value_heads: int = 1
     head_dim: int | None = None
     intermediate_size: int = 0
+    #: Activation of the gated MLP, by the name that transformers gives it.
     hidden_act: str = "silu"
     rms_norm_eps: float = 1e-6
     max_position_embeddings: int = 4096
+    #: As in transformers: `rope_type`, `rope_theta` and the parameters of the kind. `partial_rotary_factor` r: the
+    #: first r of each attention head's values are rotated.
     rope_parameters: dict[str, Any] | None = None
+    #: Tokens that a position attends to, itself among them; None: all before it.
+    sliding_window: int | None = None
     fc_bias: bool = False
     #: Biases on q, k and v (Qwen2), on o, and on the MLP.
     qkv_bias: bool = False
@@ -262,7 +267,14 @@ class TransformerHeadConfig(HeadConfig):
                 f"{self.num_attention_heads} attention heads cannot be grouped over {self.num_key_value_heads} kv heads",
                 "num_attention_heads must be a multiple of num_key_value_heads",
             )
-        _one_of(self, "hidden_act", ("silu",))
+        _one_of(self, "hidden_act", GATED_ACTIVATIONS)
+        if self.sliding_window is not None:
+            _positive(self, "sliding_window")
+        kind = (self.rope_parameters or {}).get("rope_type", "default")
+        if kind not in ROPE_KINDS:
+            raise HeadError(
+                f"rope_type is {kind!r} in the head's config.json", f"It must be one of {', '.join(ROPE_KINDS)}"
+            )
         _one_of(self, "feedback", ("pre_norm", "post_norm"))
         if self.feedback == "post_norm" and not self.output_norm:
             raise HeadError("feedback is post_norm but output_norm is false", "Set feedback to pre_norm")
@@ -328,9 +340,8 @@ class Eagle3Config(TransformerHeadConfig):
 
     def validate_head(self) -> None:
         super().validate_head()
-        if self.parallel_drafting and not (
-            self.use_aux_hidden_state and 0 <= (self.mask_token_id or -1) < self.vocab_size
-        ):
+        masked = self.mask_token_id is not None and 0 <= self.mask_token_id < self.vocab_size
+        if self.parallel_drafting and not (self.use_aux_hidden_state and masked):
             raise HeadError(
                 f"parallel_drafting is true and mask_token_id is {self.mask_token_id}",
                 "A head that drafts in parallel reads aux hidden states and masks with one of the target's tokens",
@@ -366,6 +377,13 @@ class Eagle3Config(TransformerHeadConfig):
 
 
 ACTIVATIONS = ("silu", "relu", "gelu")
+#: Of gated MLPs: functions of `transformers.activations.ACT2FN` that have no parameters.
+GATED_ACTIVATIONS = (
+    "silu", "gelu", "gelu_pytorch_tanh", "gelu_new", "gelu_fast", "quick_gelu", "relu", "relu2", "relu6", "tanh",
+    "sigmoid", "mish", "leaky_relu",
+)  # fmt: skip
+#: Kinds of RoPE whose angles depend on the position alone.
+ROPE_KINDS = ("default", "linear", "yarn", "llama3", "longrope", "proportional")
 
 #: model_type -> config class, for everything this package serves.
 HEAD_CONFIGS: dict[str, type[HeadConfig]] = {c.model_type: c for c in (AttentionFreeConfig, EagleConfig, Eagle3Config)}

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from vllm_eagle_plugin.configs import AttentionFreeConfig, Eagle3Config, HeadConfig, TransformerHeadConfig
 from vllm_eagle_plugin.reference import ReferenceHead, build_reference, draft_chain, unroll
-from vllm_eagle_plugin.reference.layers import Attention, ChainMemory
+from vllm_eagle_plugin.reference.layers import Attention
+from vllm_eagle_plugin.reference.memory import ChainMemory
 
 from .target import Target
 

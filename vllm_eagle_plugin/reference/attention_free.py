@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..configs import AttentionFreeConfig
 from .base import ReferenceHead
-from .layers import ChainMemory
+from .memory import ChainMemory
 
 ACTIVATION_MODULES: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU, "gelu": nn.GELU}
 

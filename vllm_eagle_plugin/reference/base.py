@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..configs import HeadConfig
 from ..errors import HeadError
-from .layers import ChainMemory
+from .memory import ChainMemory
 
 
 class ReferenceHead(nn.Module):

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from ..configs import Eagle3Config
 from .base import ReferenceHead
-from .layers import ChainMemory, DecoderLayer, Rope
+from .layers import DecoderLayer
+from .memory import ChainMemory
+from .rope import Rope
 
 
 class Eagle3Head(ReferenceHead):

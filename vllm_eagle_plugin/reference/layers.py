@@ -4,37 +4,21 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.activations import ACT2FN
 
 from ..configs import TransformerHeadConfig
-
-
-class ChainMemory:
-    """Keys and values of a prefix and of the chains growing from each of its positions.
-
-    The first pass runs over the prefix, causally. In step j the chain that started at position p stands
-    at p + j and sees the prefix up to p and its own earlier steps; chains do not see each other. This is
-    what vLLM's drafter computes one chain at a time, and EAGLE-3's training-time test in parallel.
-    """
-
-    def __init__(self, positions: Tensor) -> None:
-        self.positions = positions
-        self.steps = 0
-        self.layers: dict[int, list[tuple[Tensor, Tensor]]] = {}
-
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> list[tuple[Tensor, Tensor]]:
-        pairs = self.layers.setdefault(layer, [])
-        pairs.append((key, value))
-        return pairs
+from .memory import ChainMemory
+from .rope import rotate
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with RoPE; [B, T, width in] to [B, T, D]."""
+    """Grouped-query attention with RoPE, perhaps within a window; [B, T, width in] to [B, T, D]."""
 
     def __init__(self, config: TransformerHeadConfig, layer: int, input_width: int) -> None:
         super().__init__()
         self.layer = layer
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.window = config.sliding_window
         self.head_dim = config.head_dim or config.hidden_size // self.heads
         self.q_proj = nn.Linear(input_width, self.heads * self.head_dim, bias=config.qkv_bias)
         self.k_proj = nn.Linear(input_width, self.kv_heads * self.head_dim, bias=config.qkv_bias)
@@ -52,14 +36,17 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(batch, length, self.kv_heads, self.head_dim)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = _rotate(q, *rope), _rotate(k, *rope)
+        q, k = rotate(q, *rope), rotate(k, *rope)
         repeat = self.heads // self.kv_heads
         q, k, v = (t.transpose(1, 2) for t in (q, k.repeat_interleave(repeat, 2), v.repeat_interleave(repeat, 2)))
         (prefix_k, prefix_v), *chain = memory.extend(self.layer, k, v)
 
         scale = self.head_dim**-0.5
-        causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
-        scores = [(q @ prefix_k.transpose(-1, -2) * scale).masked_fill(~causal, float("-inf"))]
+        seen = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
+        if self.window is not None:  # of the positions where the queries stand, one further with each step
+            seen = seen.triu(len(chain) - self.window + 1)
+            chain = chain[-self.window :]
+        scores = [(q @ prefix_k.transpose(-1, -2) * scale).masked_fill(~seen, float("-inf"))]
         scores += [(q * step_k).sum(-1, keepdim=True) * scale for step_k, _ in chain]
         weights = torch.cat(scores, -1).softmax(-1)
         out = weights[..., :length] @ prefix_v
@@ -69,17 +56,18 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU."""
+    """Gated, as SwiGLU is; with the activation that the config names."""
 
     def __init__(self, config: TransformerHeadConfig) -> None:
         super().__init__()
+        self.act = ACT2FN[config.hidden_act]
         width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
         self.gate_proj = nn.Linear(width, inner, bias=bias)
         self.up_proj = nn.Linear(width, inner, bias=bias)
         self.down_proj = nn.Linear(inner, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
 
 
 class DecoderLayer(nn.Module):
@@ -104,23 +92,3 @@ class DecoderLayer(nn.Module):
         """The layer behind its input norm: attention over `x`, added to `residual`, then the MLP."""
         residual = residual + self.self_attn(x, rope, memory)
         return residual + self.mlp(self.post_attention_layernorm(residual))
-
-
-class Rope(nn.Module):
-    """Rotation angles for every RoPE kind that transformers knows; adds nothing to checkpoints."""
-
-    def __init__(self, config: TransformerHeadConfig) -> None:
-        super().__init__()
-        self.config = config
-
-    def forward(self, x: Tensor, memory: ChainMemory) -> tuple[Tensor, Tensor]:
-        """cos and sin [B, T, 1, head_dim] for this step of `memory`, which then counts one step more."""
-        positions = memory.positions + memory.steps
-        memory.steps += 1
-        cos, sin = LlamaRotaryEmbedding(self.config).to(x.device)(x, positions)
-        return cos.unsqueeze(2), sin.unsqueeze(2)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat((-second, first), -1) * sin

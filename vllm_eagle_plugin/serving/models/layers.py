@@ -1,21 +1,24 @@
 """Decoder layers of draft heads on vLLM's parallel linear layers and paged attention.
 
 vLLM's own Llama layers cannot express all of it: they tie the biases of q/k/v and o together, always
-norm in front of the first layer, and know no q/k norm.
+norm in front of the first layer, know no q/k norm and no activation but SiLU, and take over a target's window.
 """
 
 from __future__ import annotations
 
+import copy
+
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
-from vllm.model_executor.layers.rotary_embedding import get_rope
 
 from ...configs import TransformerHeadConfig
+from .rope import head_rope
 
 #: The token dimension of each input, for vLLM's torch.compile.
 DYNAMIC_ARG_DIMS = {"input_ids": 0, "positions": -1, "hidden_states": 0}
@@ -45,15 +48,16 @@ class DraftAttention(nn.Module):
         if head.qk_norm:
             self.q_norm = RMSNorm(self.head_dim, eps=head.rms_norm_eps)
             self.k_norm = RMSNorm(self.head_dim, eps=head.rms_norm_eps)
-        self.rotary_emb = get_rope(
-            self.head_dim, max_position=_max_positions(head, vllm_config), rope_parameters=head.rope_parameters
-        )
+        self.rotary_emb = head_rope(head, _max_positions(head, vllm_config))
+        cache = copy.copy(vllm_config.cache_config)
+        cache.sliding_window = None  # a target's own window; the head was trained with what its config says
         self.attn = Attention(
             heads,
             self.head_dim,
             self.head_dim**-0.5,
             num_kv_heads=kv_heads,
-            cache_config=vllm_config.cache_config,
+            cache_config=cache,
+            per_layer_sliding_window=head.sliding_window,
             prefix=f"{prefix}.attn",
         )
 
@@ -68,8 +72,20 @@ class DraftAttention(nn.Module):
         return out
 
 
+class ActAndMul(nn.Module):
+    """The activation of the first half, times the second."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.act = ACT2FN[name]
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = x.chunk(2, -1)
+        return self.act(gate) * up
+
+
 class DraftMLP(nn.Module):
-    """SwiGLU."""
+    """Gated, as SwiGLU is; with the activation that the config names."""
 
     def __init__(self, head: TransformerHeadConfig, prefix: str) -> None:
         super().__init__()
@@ -79,7 +95,7 @@ class DraftMLP(nn.Module):
         self.down_proj = RowParallelLinear(
             head.intermediate_size, head.hidden_size, bias=head.mlp_bias, prefix=f"{prefix}.down_proj"
         )
-        self.act = SiluAndMul()
+        self.act = SiluAndMul() if head.hidden_act == "silu" else ActAndMul(head.hidden_act)
 
     def forward(self, x: Tensor) -> Tensor:
         x, _ = self.gate_up_proj(x)
