@@ -11,12 +11,15 @@ import vllm_eagle_plugin
 from vllm_eagle_plugin.compat import hooks, problems, proposer, registration, tree_runner, versions
 from vllm_eagle_plugin.compat.cpu_launchers import connect_launchers
 from vllm_eagle_plugin.compat.cpu_sampler import replace_kernel
+from vllm_eagle_plugin.compat.symbols import CHAINS_V1, Symbol
 from vllm_eagle_plugin.errors import HeadError
 from vllm_eagle_plugin.reference import build_reference
 
 from .cases import CASES
 from .front_end import assert_refused, front_end
 from .known_answer import save_head
+
+METHODS = {symbol.name.removeprefix("EagleProposer."): lambda self, *args: None for symbol in CHAINS_V1}
 
 
 @pytest.fixture
@@ -62,19 +65,18 @@ def test_vllm_without_a_method_we_need(fresh, head, targets):
     from vllm.v1.spec_decode.eagle import EagleProposer
 
     fresh.delattr(EagleProposer, hooks.MARK)
-    fresh.setattr(proposer, "PROPOSER_METHODS", (*proposer.PROPOSER_METHODS, "fly"))
-    assert_only_heads_are_refused(("EagleProposer has no fly",), head, targets().folder)
+    fresh.setattr(proposer, "CHAINS_V1", (*CHAINS_V1, Symbol("vllm.v1.spec_decode.eagle", "EagleProposer.fly")))
+    assert_only_heads_are_refused(("vllm.v1.spec_decode.eagle has no EagleProposer.fly",), head, targets().folder)
 
 
 @pytest.mark.parametrize(
     ("shape", "what"),
     [
-        (type("P", (), {}), "has no load_model, propose"),
-        (type("P", (), dict.fromkeys(proposer.PROPOSER_METHODS, lambda self: None)), "__init__ takes"),
+        (type("P", (), {}), "has no EagleProposer.load_model; .* has no EagleProposer.propose"),
+        (type("P", (), METHODS | {"__init__": lambda self, device: None}), r"EagleProposer.__init__ takes device; "),
         (
-            type("P", (), {"__init__": lambda self, vllm_config, device, runner=None: None}
-                 | dict.fromkeys(proposer.PROPOSER_METHODS, lambda self: None)),
-            "propose does not take common_attn_metadata",
+            type("P", (), METHODS | {"propose": lambda self, num_speculative_tokens, sampling_metadata: None}),
+            "EagleProposer.propose does not take target_token_ids, .* common_attn_metadata",
         ),
     ],
     ids=["methods", "constructor", "keywords"],

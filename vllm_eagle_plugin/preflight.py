@@ -74,6 +74,22 @@ def find_head(model: Any, revision: str | None = None) -> Head | None:
     return Head(model, raw) if stock or raw.get("model_type") in tuple(HEAD_CONFIGS) else None
 
 
+def draft_config(vllm_config: Any) -> Any:
+    """The draft model's config; None without one."""
+    speculative = getattr(vllm_config, "speculative_config", None)
+    return getattr(getattr(speculative, "draft_model_config", None), "hf_config", None)
+
+
+def provenance(config: Any) -> dict[str, Any]:
+    """What our converter wrote about a head into its config; empty: it is none of ours."""
+    return getattr(config, "eagle_provenance", None) or {}
+
+
+def is_ours(config: Any) -> bool:
+    """Whether a draft model's config is of a head that this package wrote, in our layout or in stock vLLM's."""
+    return isinstance(getattr(config, "model", None), HeadConfig) or "target" in provenance(config)
+
+
 #: Whether a value from JSON is of an annotated type.
 _TYPES: dict[str, Callable[[Any], bool]] = {
     "None": lambda value: value is None,

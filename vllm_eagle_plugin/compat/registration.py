@@ -10,6 +10,7 @@ from .cpu_sampler import correct_cpu_expand
 from .hooks import when_imported
 from .problems import guarded, logger
 from .proposer import hook_eagle_proposer
+from .speculator import hook_init_speculator
 from .versions import SUPPORTED, dotted, version_tuple
 
 _installed = False
@@ -25,6 +26,8 @@ def install() -> None:
     for step in (_check_version, _register_names, hook_speculative_config, hook_vllm_config):
         guarded(step)
     when_imported("vllm.v1.spec_decode.eagle", hook_eagle_proposer)
+    for name in ("vllm.v1.worker.gpu.spec_decode", "vllm.v1.worker.gpu.model_runner"):
+        when_imported(name, hook_init_speculator)
     when_imported("vllm.utils.cpu_triton_utils", correct_cpu_expand)
     for name in ("vllm.v1.sample.rejection_sampler", "vllm.v1.spec_decode.utils"):
         when_imported(name, connect_launchers)

@@ -25,6 +25,12 @@ def version_tuple(version: str) -> tuple[int, int]:
     return int(major), int("".join(c for c in minor if c.isdigit()))
 
 
+def older(version: tuple[int, int]) -> bool:
+    """Whether the installed vLLM is older than this; one without a version is not."""
+    found = vllm_distribution()
+    return found is not None and version_tuple(found[1]) < version
+
+
 def found() -> str:
     """The installed vLLM, in words."""
     found = vllm_distribution()

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from vllm.v1.spec_decode.eagle import EagleProposer
 
 from ..configs import AttentionFreeConfig
+from ..preflight import draft_config, is_ours
 from ..record import Proposal, observers, record_to_file
 from ..tree import asks_for_trees
-from .target_weights import check_target, draft_config, is_ours, language_model, share_embedding, share_lm_head
+from .target_weights import check_target, language_model, share_embedding, share_lm_head
 
 
 def proposer_class(vllm_config: Any) -> type[EagleProposer] | None:

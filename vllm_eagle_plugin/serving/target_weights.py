@@ -8,25 +8,9 @@ from torch import Tensor, nn
 from vllm.distributed.parallel_state import get_pp_group
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
-from ..configs import HeadConfig
 from ..errors import HeadError
 from ..fingerprint import check_embedding
-
-
-def draft_config(vllm_config: Any) -> Any:
-    """The draft model's config; None without one."""
-    speculative = getattr(vllm_config, "speculative_config", None)
-    return getattr(getattr(speculative, "draft_model_config", None), "hf_config", None)
-
-
-def provenance(config: Any) -> dict[str, Any]:
-    """What our converter wrote about a head into its config; empty: it is none of ours."""
-    return getattr(config, "eagle_provenance", None) or {}
-
-
-def is_ours(config: Any) -> bool:
-    """Whether a draft model's config is of a head that this package wrote, in our layout or in stock vLLM's."""
-    return isinstance(getattr(config, "model", None), HeadConfig) or "target" in provenance(config)
+from ..preflight import draft_config, provenance
 
 
 def share_embedding(head: nn.Module, target: nn.Module, width: int) -> None:

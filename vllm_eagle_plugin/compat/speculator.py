@@ -1,0 +1,52 @@
+"""The speculator that Model Runner V2 chooses: ours where the draft model is one of our heads."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from types import ModuleType
+from typing import Any
+
+from .hooks import MARK
+from .problems import unsuited
+from .symbols import CHAINS_V2, Symbol, missing, parameters_in
+from .versions import older
+
+#: Model Runner V2 of older versions is built differently.
+V2_SINCE = (0, 32)
+
+
+def hook_init_speculator(module: ModuleType) -> None:
+    """Wrap `init_speculator` in `module`: where it is defined, and where the runner has imported the name."""
+    original = module.init_speculator
+    if getattr(original, MARK, False):
+        return
+
+    @functools.wraps(original)
+    def init_speculator(vllm_config: Any, device: Any, *args: Any, **kwargs: Any) -> Any:
+        from ..preflight import draft_config, is_ours
+
+        if not is_ours(draft_config(vllm_config)):
+            return original(vllm_config, device, *args, **kwargs)
+        require_v2()
+        from ..serving.speculator_v2 import make_speculator
+
+        return make_speculator(vllm_config, device)
+
+    setattr(init_speculator, MARK, True)
+    module.init_speculator = init_speculator  # type: ignore[attr-defined]
+
+
+def require_v2() -> None:
+    """Raise `HeadError` unless this vLLM's Model Runner V2 is one that our heads can run on."""
+    if older(V2_SINCE):
+        raise unsuited("on Model Runner V2 it serves from 0.32 on. VLLM_USE_V2_MODEL_RUNNER=0 chooses V1")
+    if problems := missing(CHAINS_V2, _parameters):
+        raise unsuited("; ".join(problems))
+
+
+def _parameters(symbol: Symbol) -> list[str] | None:
+    try:
+        return parameters_in(importlib.import_module(symbol.module), symbol)
+    except ImportError:
+        return None
