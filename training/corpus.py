@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import HeadError
+from ..lines import numbered_lines
 from .files import read_json
 from .recipe import Batch
 from .teacher import same_target
@@ -82,7 +83,7 @@ def read_shard(file: Path) -> list[Conversation]:
         HeadError: a line is not a conversation.
     """
     conversations = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in numbered_lines(file):
         try:
             row = json.loads(line)
             prompt, answer = (np.asarray(row[key], np.int32) for key in ("prompt", "answer"))

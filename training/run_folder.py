@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HeadError, UsageError
+from ..lines import numbered_lines
 from .files import disk_errors, read_json, replaced, write_json
 
 _KEPT = 2
@@ -120,7 +121,7 @@ class RunFolder:
         if not self.log_file.exists():
             return []
         rows = []
-        for line in self.log_file.read_text(encoding="utf-8").splitlines():
+        for _, line in numbered_lines(self.log_file):
             try:
                 rows.append(json.loads(line))
             except ValueError:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from .lines import numbered_lines
+
 #: Environment variable naming a file to which every proposal is appended as a line of JSON.
 RECORD = "VLLM_EAGLE_RECORD"
 
@@ -48,7 +50,7 @@ def record_to_file() -> None:
 def read_record(file: Path) -> list[dict[int, list[int]]]:
     """For each recorded request, in the order they came: known tokens before a step -> its drafts."""
     requests: dict[str, dict[int, list[int]]] = {}
-    for line in file.read_text().splitlines():
+    for _, line in numbered_lines(file):
         proposal = Proposal(**json.loads(line))
         requests.setdefault(proposal.request, {})[proposal.known_tokens] = proposal.drafts
     return list(requests.values())

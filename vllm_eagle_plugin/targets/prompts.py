@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HeadError, UsageError
+from ..lines import numbered_lines
 
 _MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
 #: Columns of data sets that hold a user's turn, in the order they are looked for.
@@ -62,12 +63,10 @@ def file_turns(file: Path) -> Iterator[str]:
         HeadError: a line is neither.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = list(numbered_lines(file))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read: {error}", "A file of prompts was expected") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in lines:
         if file.suffix not in (".jsonl", ".json"):
             yield line.strip()
             continue
