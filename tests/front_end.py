@@ -12,14 +12,16 @@ import vllm_eagle_plugin
 from vllm_eagle_plugin.errors import HeadError
 
 
-def front_end(target: Path, head: Path | None, k: int = 1, **speculative: Any) -> Any:
+def front_end(
+    target: Path, head: Path | None, k: int = 1, options: dict[str, Any] | None = None, **speculative: Any
+) -> Any:
     """What `vllm serve` does first: the settings checked, nothing loaded."""
     vllm_eagle_plugin.register()
     from vllm.engine.arg_utils import EngineArgs
 
     settings = {"model": str(head), "num_speculative_tokens": k, **speculative} if head is not None else None
     return EngineArgs(
-        model=str(target), speculative_config=settings, skip_tokenizer_init=True, max_model_len=256
+        model=str(target), speculative_config=settings, skip_tokenizer_init=True, max_model_len=256, **(options or {})
     ).create_engine_config()
 
 

@@ -211,14 +211,36 @@ def check_target(speculative: Any, head: Head) -> None:
     ids = raw.get("eagle_aux_hidden_state_layer_ids")
     if ids and layers is not None and max(ids) > layers:
         raise HeadError(f"the draft head reads layer {max(ids)} of its target, {where} has only {layers} layers", hint)
-    if isinstance(config, AttentionFreeConfig) and speculative.target_parallel_config.pipeline_parallel_size > 1:
-        _refuse_pipeline(config)
+    if speculative.target_parallel_config.pipeline_parallel_size > 1:
+        _refuse_pipeline(head)
 
 
-def _refuse_pipeline(config: HeadConfig) -> None:
-    if not config.own_embedding and config.reads_embedding:
+def _refuse_pipeline(head: Head) -> None:
+    config = head.config
+    if config is not None:
+        alone = config.own_embedding or not config.reads_embedding
+    else:
+        alone = any("embed_tokens" in name for name in head.provenance.get("tensors", {}))
+    if not alone:
         raise HeadError(
             "pipeline parallelism with a head that uses the target's embedding",
             "The embedding lives on the first stage, the head on the last",
             "Convert the head with its own embedding, or use tensor parallelism",
+        )
+
+
+def check_v2(vllm_config: Any) -> None:
+    """Refuse what a head of ours cannot do on vLLM's Model Runner V2."""
+    attention_free = isinstance(getattr(draft_config(vllm_config), "model", None), AttentionFreeConfig)
+    if attention_free and vllm_config.parallel_config.prefill_context_parallel_size > 1:
+        raise HeadError(
+            "prefill context parallelism with a head that has no attention",
+            "Such a head reads the last position of a prompt, which one rank alone has",
+            "Leave prefill_context_parallel_size out",
+        )
+    if vllm_config.speculative_config.parallel_drafting:
+        raise HeadError(
+            "VLLM_USE_V2_MODEL_RUNNER=1 with a head that drafts all tokens in one pass",
+            "vLLM's Model Runner V2 drafts one after another",
+            "Unset it: vLLM then takes its V1 runner for this head",
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from .hooks import MARK, when_imported
 from .problems import require
+from .speculator import require_v2_version
 
 #: Attribute of a speculative config whose drafts are verified as trees.
 _TREES = "_vllm_eagle_plugin_trees"
@@ -48,7 +49,12 @@ def hook_vllm_config() -> None:
     @functools.wraps(original)
     def __post_init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
+        from .. import preflight
         from ..tree import asks_for_trees
+
+        if preflight.is_ours(preflight.draft_config(self)) and getattr(self, "use_v2_model_runner", False):
+            require_v2_version()
+            preflight.check_v2(self)
 
         if asks_for_trees(self):
             from ..tree.check import check_drafting

@@ -10,7 +10,7 @@ from typing import Any
 from .hooks import MARK
 from .problems import unsuited
 from .symbols import CHAINS_V2, Symbol, missing, parameters_in
-from .versions import older
+from .versions import dotted, older
 
 #: Model Runner V2 of older versions is built differently.
 V2_SINCE = (0, 32)
@@ -37,10 +37,18 @@ def hook_init_speculator(module: ModuleType) -> None:
     module.init_speculator = init_speculator  # type: ignore[attr-defined]
 
 
-def require_v2() -> None:
-    """Raise `HeadError` unless this vLLM's Model Runner V2 is one that our heads can run on."""
+def require_v2_version() -> None:
+    """Raise `HeadError` where Model Runner V2 is known to be another."""
     if older(V2_SINCE):
-        raise unsuited("on Model Runner V2 it serves from 0.32 on. VLLM_USE_V2_MODEL_RUNNER=0 chooses V1")
+        raise unsuited(
+            f"its Model Runner V2 is older than that of {dotted(V2_SINCE)}, the first that heads are served on; "
+            "VLLM_USE_V2_MODEL_RUNNER=0 chooses V1"
+        )
+
+
+def require_v2() -> None:
+    """Raise `HeadError` unless this vLLM's Model Runner V2 has what our speculators need."""
+    require_v2_version()
     if problems := missing(CHAINS_V2, _parameters):
         raise unsuited("; ".join(problems))
 
