@@ -66,7 +66,7 @@ def decoder_flags(
     if described.get("num_key_value_heads") not in (None, kv_heads):
         intake.note(f"config.json says {described.get('num_key_value_heads')} kv heads; k_proj has {kv_heads}, used")
     _note_windows(intake, described)
-    target_length = getattr(target.config, "max_position_embeddings", 0) or 2048
+    target_length = target.config.max_position_embeddings or 2048
     own_length = described.number("max_position_embeddings") or described.number("max_sequence_length") or 0
     return {
         "hidden_size": width,
@@ -146,7 +146,6 @@ def _rope(
     if rope["rope_type"] == "mrope":  # equal to plain RoPE for text, whose three positions are one
         rope = {"rope_type": "default", "rope_theta": float(theta)}
         intake.note("multimodal RoPE read as plain RoPE, which it is for text")
-    ours = getattr(target.config, "rope_parameters", None) or {}
-    base = ours.get("rope_theta") if isinstance(ours, dict) else None
+    base = target.config.rope_parameters.get("rope_theta")
     intake.note(f"RoPE base {theta:g}" + (f"; the target's is {base:g}" if base and base != theta else ""))
     return rope

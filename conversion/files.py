@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 
 from ..errors import HeadError
 from ..targets.tensor_files import TENSOR_SUFFIXES, read_tensors
+from ..targets.weights import weight_map
 from .described import read_config
 
 #: Files beside weights that hold something else, by the start of their names.
@@ -90,7 +90,8 @@ def _find_in(folder: Path, config: Path | None, root: Path) -> Files:
 def _weights(folder: Path) -> tuple[tuple[Path, ...], list[str]]:
     for name in _INDEXES:
         if (folder / name).is_file():
-            return _indexed(folder / name), []
+            named = weight_map(folder / name)
+            return tuple(folder / file for file in sorted(set(named.values()))), []
     side = set(_side_files(folder))
     kinds = {}
     for suffix in TENSOR_SUFFIXES:
@@ -106,28 +107,6 @@ def _weights(folder: Path) -> tuple[tuple[Path, ...], list[str]]:
     chosen = next(iter(kinds.values()))
     stale = [f for suffix, files in kinds.items() if suffix != next(iter(kinds)) for f in files]
     return chosen, _compare_copies(chosen, stale)
-
-
-def _indexed(index: Path) -> tuple[Path, ...]:
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        plain = all(isinstance(name, str) and Path(name).name == name for name in names)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise HeadError(
-            f"{index.name} is damaged", "A JSON object with a weight_map was expected", "Copy or download it again"
-        ) from None
-    if not plain:
-        raise HeadError(
-            f"{index.name} names files outside its folder", "Plain file names were expected", "Do not trust this head"
-        )
-    missing = sorted(name for name in names if not (index.parent / name).is_file())
-    if missing or not names:
-        raise HeadError(
-            f"{index.name} names {', '.join(missing) or 'no files'}, which {'is' if len(missing) == 1 else 'are'} not there",
-            "Every shard it lists was expected beside it",
-            "Copy or download the rest",
-        )
-    return tuple(index.parent / name for name in sorted(names))
 
 
 def _compare_copies(chosen: tuple[Path, ...], others: list[Path]) -> list[str]:

@@ -200,7 +200,7 @@ TARGETS: dict[str, tuple[dict[str, Any] | None, tuple[str, ...]]] = {
     "index-outside": ({INDEX: '{"weight_map": {"a": "../../etc/x.safetensors"}}'}, ("outside its folder",)),
     "index-garbage": ({INDEX: "{"}, ("index.json is damaged", "weight_map")),
     "index-list": ({INDEX: "[1]"}, ("index.json is damaged",)),
-    "index-absent-file": ({INDEX: '{"weight_map": {"a": "b.safetensors"}}'}, ("b.safetensors cannot be read",)),
+    "index-absent-file": ({INDEX: '{"weight_map": {"a": "b.safetensors"}}'}, ("names b.safetensors, which is not there",)),
 }  # fmt: skip
 
 

@@ -162,7 +162,7 @@ class DataWriter:
         """Longest sequence that is written."""
         frame = len(self.frame.before) + len(self.frame.after)
         wanted = self._longest_prompt + self.settings.answer_tokens + frame
-        return min(wanted, getattr(config, "max_position_embeddings", None) or wanted)
+        return min(wanted, config.max_position_embeddings or wanted)
 
     def _open_folder(self, identity: dict[str, Any]) -> None:
         manifest, settings = self.folder / MANIFEST, asdict(self.settings)

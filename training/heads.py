@@ -138,15 +138,15 @@ def _draft_vocab(recipe: Recipe, target: Target) -> int:
 def _decoder(target: Target) -> dict[str, Any]:
     """A decoder layer as the target's own are."""
     described = target.config
-    heads = described.num_attention_heads
+    heads = described.num_attention_heads or max(1, target.hidden_size // 64)
     return {
-        "intermediate_size": getattr(described, "intermediate_size", None) or 4 * target.hidden_size,
+        "intermediate_size": described.intermediate_size or 4 * target.hidden_size,
         "num_attention_heads": heads,
-        "num_key_value_heads": getattr(described, "num_key_value_heads", None) or heads,
+        "num_key_value_heads": described.num_key_value_heads or heads,
         # Producers' configs imply this split, whatever the target's own attention has.
         "head_dim": target.hidden_size // heads,
-        "rms_norm_eps": getattr(described, "rms_norm_eps", None) or TransformerHeadConfig.rms_norm_eps,
-        "max_position_embeddings": getattr(described, "max_position_embeddings", None) or 2048,
+        "rms_norm_eps": described.rms_norm_eps or TransformerHeadConfig.rms_norm_eps,
+        "max_position_embeddings": described.max_position_embeddings or 2048,
         "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA},
         "num_hidden_layers": 1,
     }

@@ -47,7 +47,7 @@ class Teacher:
         self.lm_head: Tensor = output.weight.detach()
         bias = getattr(output, "bias", None)
         self.lm_head_bias: Tensor | None = None if bias is None else bias.detach()
-        self.softcap: float | None = getattr(target.config, "final_logit_softcapping", None)
+        self.softcap: float | None = target.config.logit_softcap
 
     @torch.no_grad()
     def __call__(self, ids: Tensor) -> States:
@@ -78,7 +78,7 @@ def identify(target: Target) -> dict[str, Any]:
         "vocab_size": target.vocab_size,
         "hidden_size": target.hidden_size,
         "num_hidden_layers": target.num_layers,
-        "digest": _digest(sorted(target.folder.glob("*.safetensors"))),
+        "digest": _digest(list(target.checkpoint.files)),
     }
 
 

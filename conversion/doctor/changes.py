@@ -154,16 +154,16 @@ def _rope(config: TransformerHeadConfig, source: Source, target: Target) -> Iter
         if theta != rope.get("rope_theta"):
             yield Change("RoPE base", f"RoPE base {theta:g}", {"rope_theta": theta}, threads=known.ROPE)
     plain = {"rope_type": "default", "rope_theta": rope.get("rope_theta")}
-    theirs = getattr(target.config, "rope_parameters", None)
+    theirs = target.config.rope_parameters
     if rope.get("rope_type") != "default":
         yield Change("RoPE scaling", "RoPE without scaling", flags={"rope_parameters": plain}, threads=known.ROPE)
-    elif isinstance(theirs, dict) and theirs.get("rope_type", "default") != "default":
+    elif theirs.get("rope_type", "default") != "default":
         yield Change("RoPE scaling", "the target's RoPE", flags={"rope_parameters": theirs}, threads=known.ROPE)
 
 
 def _thetas(source: Source, target: Target) -> list[float]:
-    theirs = getattr(target.config, "rope_parameters", None)
-    says = [source.config.get("rope_theta"), theirs.get("rope_theta") if isinstance(theirs, dict) else None]
+    theirs = target.config.rope_parameters
+    says = [source.config.get("rope_theta"), theirs.get("rope_theta")]
     nested = source.config.get("rope_parameters")
     says.append(nested.get("rope_theta") if isinstance(nested, dict) else None)
     numbers = [float(v) for v in says if isinstance(v, int | float) and not isinstance(v, bool)]
@@ -183,9 +183,8 @@ def _tables(config: HeadConfig, reading: Reading, target: Target) -> Iterator[Ch
         yield Change("lm_head", "the target's lm_head", drop=stored, threads=known.LM_HEAD)
     if stored := _stored(reading, "lm_head.bias"):
         yield Change("lm_head bias", "no lm_head bias", drop=stored)
-    scaled = math.sqrt(config.hidden_size)
-    if target.config.model_type.startswith("gemma"):
-        scale = scaled if config.embed_scale == 1.0 else 1.0
+    if target.config.embed_scale != 1.0:
+        scale = target.config.embed_scale if config.embed_scale == 1.0 else 1.0
         yield Change("embedding scale", f"embeddings times {scale:g}", flags={"embed_scale": scale})
 
 
@@ -200,7 +199,7 @@ def _last_state(config: HeadConfig, target: Target) -> Iterator[Change]:
 
 def _attention_split(config: TransformerHeadConfig, reading: Reading, target: Target) -> Iterator[Change]:
     q, k = (reading.tensors[f"layers.0.self_attn.{n}_proj.weight"].shape[0] for n in "qk")
-    theirs = getattr(target.config, "head_dim", None) or 0
+    theirs = target.config.head_dim or 0
     if config.qk_norm:  # their width is the head's
         return
     for dim in dict.fromkeys((theirs, *_HEAD_DIMS)):

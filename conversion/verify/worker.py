@@ -30,8 +30,8 @@ def run(job: Job) -> Verification:
     _, reading = understand(source, target, job.told())
     config = reading.config
     steps = min(4, config.max_draft_tokens or 4)
-    size = sum(file.stat().st_size for file in target.folder.glob("*.safetensors"))
-    stored = getattr(target.config, "dtype", None) or torch.float32
+    size = target.checkpoint.size
+    stored = target.config.dtype or torch.float32
     precision = torch.float32 if size < _SMALL or stored not in TOLERANCE else stored
     observer = Observer(target, precision)
     prompts = prompts_for(observer, read_turns(None if job.prompts is None else Path(job.prompts)))

@@ -69,7 +69,7 @@ class Observer:
     @property
     def context(self) -> int:
         """Longest text that the target reads."""
-        return getattr(self.target.config, "max_position_embeddings", None) or 2048
+        return self.target.config.max_position_embeddings or 2048
 
     def prompts(self, turns: Sequence[str], longest: int = 256) -> list[list[int]]:
         """User turns as the target's chat template presents them; as they are where it has none."""

@@ -8,27 +8,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PretrainedConfig
-
-from ..checkpoint import safetensors_shapes
 from ..errors import HeadError
 from ..fingerprint import sample_embedding
 from .hub import download
 from .stored import Stored
-from .tensor_files import read_tensors
+from .tables import Tables, find_tables, read_table
+from .text_config import TextConfig, read_text_config
+from .weights import Checkpoint
 
-#: Names of the input embedding across model families, most common first.
-_EMBEDDINGS = (
-    "model.embed_tokens.weight",
-    "transformer.wte.weight",
-    "wte.weight",
-    "model.decoder.embed_tokens.weight",
-    "gpt_neox.embed_in.weight",
-    "model.language_model.embed_tokens.weight",
-    "embed_tokens.weight",
-)
-_LM_HEADS = ("lm_head.weight", "embed_out.weight", "language_model.lm_head.weight")
+#: What is downloaded of a target: never code, and a second copy of the weights only where there is no first.
+_DESCRIPTION = ["*.json", "*.jinja", "tokenizer.model"]
+_WEIGHTS = (["model*.safetensors"], ["*.safetensors"], ["*.bin"])
 
 
 @dataclass(frozen=True)
@@ -37,7 +27,7 @@ class Target:
 
     name: str
     folder: Path
-    config: PretrainedConfig
+    config: TextConfig
 
     @property
     def hidden_size(self) -> int:
@@ -52,12 +42,44 @@ class Target:
         return self.config.vocab_size
 
     @cached_property
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint(self.folder)
+
+    @cached_property
+    def tables(self) -> Tables:
+        """Where its tables are, in the checkpoint's names."""
+        return find_tables(self.checkpoint, self.vocab_size, self.hidden_size, self.name)
+
+    @property
+    def tied(self) -> bool:
+        """Whether the lm_head is the embedding, as servers decide it: by the config, and then by the tensors."""
+        if self.tables.lm_head is None:
+            return self.config.tied_anywhere is not False
+        return bool(self.config.tied)
+
+    @cached_property
     def embedding(self) -> Stored:
-        return self._tensor(_EMBEDDINGS)
+        table = read_table(self.checkpoint, self.tables.embedding, "embedding")
+        if len(table.shape) != 2 or table.shape[1] != self.hidden_size:
+            raise HeadError(
+                f"the target's {self.tables.embedding} is {list(table.shape)}, its config.json says hidden_size "
+                f"{self.hidden_size}",
+                "Both must be of one model",
+                "Copy or download the target again",
+            )
+        return table
 
     @cached_property
     def lm_head(self) -> Stored:
-        return self.embedding if self._find(_LM_HEADS) is None else self._tensor(_LM_HEADS)
+        if self.tied:
+            return self.embedding
+        if self.tables.lm_head is None:
+            raise HeadError(
+                f"the target {self.name} has no lm_head, and its config.json says that it is not tied to the embedding",
+                "One of the two was expected",
+                "Save it whole, with `save_pretrained`",
+            )
+        return read_table(self.checkpoint, self.tables.lm_head, "lm_head")
 
     def fingerprint(self) -> dict[str, Any]:
         """What tells this target from others; see `vllm_eagle_plugin.fingerprint`."""
@@ -69,60 +91,39 @@ class Target:
             "embedding": sample_embedding(self.embedding.load()),
         }
 
-    @cached_property
-    def _index(self) -> dict[str, Path]:
-        index = self.folder / "model.safetensors.index.json"
-        if index.exists():
-            try:
-                files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            except (OSError, ValueError, LookupError, TypeError, AttributeError):
-                raise HeadError(
-                    f"{index} is damaged", "A JSON object with a weight_map was expected", "Copy or download it again"
-                ) from None
-            if any(not isinstance(name, str) or Path(name).name != name for name in files):
-                raise HeadError(f"{index} names files outside its folder", "Plain file names were expected")
-            paths = [self.folder / name for name in sorted(files)]
-        else:
-            paths = sorted(self.folder.glob("*.safetensors"))
-        if not paths:
-            raise HeadError(
-                f"the target {self.folder} has no safetensors files",
-                "Its embedding is needed to tell it from other models",
-                "Save it with `save_pretrained` or download its safetensors",
-            )
-        found = {}
-        for path in paths:
-            found.update(dict.fromkeys(safetensors_shapes([path]), path))
-        return found
-
-    def _find(self, names: tuple[str, ...]) -> str | None:
-        return next((name for name in names if name in self._index), None)
-
-    def _tensor(self, names: tuple[str, ...]) -> Stored:
-        name = self._find(names)
-        if name is None:
-            raise HeadError(
-                f"the target {self.folder} has none of the tensors {', '.join(names)}",
-                "Its embedding table was expected under one of these names",
-                "Is it a language model, saved whole?",
-            )
-        return read_tensors(self._index[name])[name]
-
 
 def read_target(name: str) -> Target:
     """A target from a local folder, or from the hub (its configuration and weights are downloaded)."""
     folder = Path(name)
     if not folder.is_dir():
-        folder = download(name, ["*.json", "*.safetensors"])
+        folder = _downloaded(name)
+    _refuse_adapter(folder, name)
+    return Target(name, folder, read_text_config(folder, name))
+
+
+def _downloaded(name: str) -> Path:
+    folder = download(name, _DESCRIPTION)
+    for patterns in _WEIGHTS:
+        if any(True for pattern in patterns for _ in download(name, patterns).glob(pattern)):
+            break
+    return folder
+
+
+def _refuse_adapter(folder: Path, name: str) -> None:
+    """A LoRA adapter changes what its base model says: it is part of the target, or it is not. Never half."""
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
-    except (OSError, ValueError, StrictDataclassError) as error:
-        raise HeadError(
-            f"the target {name} has no usable config.json: {' '.join(str(error).split())}",
-            "A Hugging Face model folder was expected",
-            "Check --target",
-        ) from None
-    for key in ("hidden_size", "vocab_size", "num_hidden_layers"):
-        if not isinstance(getattr(config, key, None), int):
-            raise HeadError(f"the target's config.json has no {key}", "A language model was expected", "Check --target")
-    return Target(name, folder, config)
+        described = json.loads(file.read_text(encoding="utf-8"))
+        base = described.get("base_model_name_or_path") or "its base model"
+    except (OSError, ValueError, AttributeError):
+        base = "its base model"
+    alone = not (folder / "config.json").is_file()
+    raise HeadError(
+        f"the target {name} is a LoRA adapter of {base}" if alone else f"beside the target {name} lies a LoRA adapter",
+        "One model was expected: with the adapter merged into its weights, or without it",
+        f"Merge it with peft: AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload().save_pretrained(FOLDER) "
+        f"and pass FOLDER, or pass {base}" if alone else
+        f"Merge it into the weights, or move {file.name} and the adapter's weights out of the folder",
+    )  # fmt: skip
