@@ -26,6 +26,7 @@ test-extended: setup
 
 # Other versions of vLLM, each in an environment of its own.
 test-versions:
+	@tools/sources.sh
 	@tools/versions.sh $(VERSIONS)
 
 lint: setup

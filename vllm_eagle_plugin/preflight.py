@@ -143,6 +143,10 @@ def check_request(speculative: Any, head: Head) -> None:
             raise HeadError("parallel_drafting is set", "This head drafts one token after another", "Leave it out")
     elif head.raw.get("parallel_drafting") is True:  # else vLLM would skip its mask_hidden with a warning
         speculative.parallel_drafting = True
+    if getattr(speculative, "draft_lm_head_quantization", None) is not None:  # vLLM 0.33
+        raise HeadError(
+            "draft_lm_head_quantization is set", "A head here shares the target's lm_head as it is", "Leave it out"
+        )
     if Path(head.path).is_dir():
         check_tensors(head)
 
