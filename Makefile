@@ -35,7 +35,7 @@ lint: setup
 	@tools/typecheck.sh
 
 bench: setup
-	$(RUN) $(VENV)/python -m vllm_eagle_plugin.benchmarks.reproduce
+	$(RUN) $(VENV)/python -m experiments.reproduce
 
 clean:
 	rm -rf .venv build dist *.egg-info

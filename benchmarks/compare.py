@@ -13,7 +13,7 @@ from .methods import PLAIN, Method
 from .prompts import Question, fingerprint
 from .records import Record
 from .session import Sampling
-from .speed import Compare, Difference
+from .speed_schema import Compare, Difference
 from .worker import Worker, open_workers
 
 #: Logit gaps within which greedy decoding may go either way: a few units in the last place at logits of 16 to

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from ..errors import HeadError
-from .speed import Advice, Cost
+from .speed_schema import Advice, Cost
 from .statistics import expected_length
 
 

@@ -12,14 +12,14 @@ from typing import Any
 
 from ..compat.synthetic import allow_synthetic_acceptance_on_cpu
 from ..errors import HeadError
-from ..tree import SECTION, WORKER
 from .answer import Answer
-from .host import StepWatch, TraceStep
+from .methods import engine_arguments
 from .prompts import Question
 from .records import Record
 from .refusals import reason, refusals
 from .session import Counters, Done, Sampling, Step, conversations
 from .step_clock import StepClock
+from .step_watch import StepWatch, TraceStep
 from .turns import Turns
 
 #: Per-request acceptance of every step, which vLLM reports since 0.31.
@@ -55,11 +55,10 @@ def open_engine(
     from vllm.distributed import cleanup_dist_env_and_memory
 
     settings: dict[str, Any] = {"disable_log_stats": False, "seed": 0, **_memory(share), **options}
-    if speculative is not None:
-        settings |= {"speculative_config": {k: v for k, v in speculative.items() if k != SECTION}, **DETAILED}
-        if SECTION in speculative:
-            additional = {**options.get("additional_config", {}), SECTION: speculative[SECTION]}
-            settings |= {"additional_config": additional, "worker_cls": WORKER, "async_scheduling": False}
+    drafting = engine_arguments(speculative)
+    if "additional_config" in drafting:
+        drafting["additional_config"] |= options.get("additional_config", {})
+    settings |= drafting | (DETAILED if drafting else {})
     llm = None
     try:
         try:

@@ -14,7 +14,7 @@ from .prompts import Question
 from .records import Record
 from .schema import Figure
 from .session import Sampling, Step
-from .speed import Row, impossible
+from .speed_schema import Row, impossible
 from .statistics import Array, interval, ratio_interval, resample
 from .summary import acceptance, latencies
 from .worker import Worker

@@ -88,6 +88,16 @@ def make_methods(heads: list[str] | None, methods: list[str] | None, configs: li
     return made
 
 
+def engine_arguments(speculative: dict[str, Any] | None) -> dict[str, Any]:
+    """vLLM's engine arguments for a speculative config that may also say under `SECTION` how to draft."""
+    if speculative is None:
+        return {}
+    made: dict[str, Any] = {"speculative_config": {k: v for k, v in speculative.items() if k != SECTION}}
+    if SECTION in speculative:
+        made |= {"additional_config": {SECTION: speculative[SECTION]}, "worker_cls": WORKER, "async_scheduling": False}
+    return made
+
+
 def drafting_of(config: dict[str, Any] | None) -> Drafting | None:
     """What a speculative config's `eagle` section asks for; None without one.
 

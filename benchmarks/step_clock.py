@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..compat.running import step_parts
-from .host import StepWatch
 from .session import Step
+from .step_watch import StepWatch
 
 
 class StepClock:

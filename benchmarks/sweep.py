@@ -20,7 +20,7 @@ from .interleave import Trial, row
 from .methods import PLAIN, Method
 from .prompts import Question, fingerprint
 from .session import Sampling
-from .speed import Prediction, Sweep, Synthetic
+from .speed_schema import Prediction, Sweep, Synthetic
 from .statistics import SCALARS, expected_length, tally
 from .worker import open_workers
 

@@ -9,11 +9,11 @@ from pydantic import Field
 
 from ..tree import SECTION
 from .environment import environment, load
-from .host import TraceStep
 from .methods import Method
 from .prompts import Question
 from .schema import SCHEMA_VERSION, Environment, Model
 from .session import Sampling
+from .step_watch import TraceStep
 from .worker import open_workers
 
 

@@ -1,29 +1,28 @@
 """An engine in a process of its own: several can be up together, and one that dies takes nobody with it.
 
-The parent sends one JSON object a line and reads JSON lines until one says `done` or `error`. The child's
-own output (vLLM's log) goes to a file, whose last error is quoted when it dies.
+The parent sends what to call; the child answers with records and turns as they come, and then with `done` or `error`.
+The child's own output (vLLM's log) goes to a file, whose last error is quoted when it dies.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..errors import HeadError
 from ..servers import serving_environment
-from .host import TraceStep
 from .prompts import Question
 from .records import Record
 from .session import Counters, Done, Sampling, Step, nothing_yet
+from .step_watch import TraceStep
 from .turns import Turns
 
 MODULE = "vllm_eagle_plugin.benchmarks.worker"
@@ -32,9 +31,8 @@ MODULE = "vllm_eagle_plugin.benchmarks.worker"
 class Worker:
     """A session on an engine in a child process. Use `open_workers`."""
 
-    def __init__(
-        self, name: str, target: str, speculative: dict[str, Any] | None, options: dict[str, Any], share: int = 1
-    ) -> None:
+    def __init__(self, name: str, settings: Mapping[str, str]) -> None:
+        """settings: environment variables beside those of `_environment`."""
         self.name = name
         number, file = tempfile.mkstemp(prefix="vllm-eagle-bench-", suffix=".log")
         self._log = Path(file)
@@ -43,37 +41,30 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=number,
-            text=True,
-            env=_environment(),
+            env=_environment() | dict(settings),
             start_new_session=True,  # ctrl-C is for the parent, which keeps what is done
         )
         os.close(number)
-        self._open = {"target": target, "speculative": speculative, "options": options, "share": share}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._asked: IO[bytes] = self._process.stdin
+        self._answers: IO[bytes] = self._process.stdout
         self.k = 0
         self._described: dict[str, Any] = {}
 
-    def start(self) -> None:
-        """Begin to load; `ready` waits for it."""
-        self._send({"do": "open", **self._open})
-
-    def ready(self) -> None:
-        """Wait until the engine is up.
+    def open(self, target: str, speculative: dict[str, Any] | None, options: dict[str, Any], share: int) -> None:
+        """Load the engine, as `engine.open_engine` takes it.
 
         Raises:
             HeadError: it did not start.
         """
-        for line in self._answers():
-            self.k, self._described = line["k"], line["describe"]
+        self.k, self._described = self._ask(target, speculative, options, share)
 
     def run(self, questions: Sequence[Question], sampling: Sampling, concurrency: int, done: Done) -> list[str]:
-        self._send({"do": "run", **_asked(questions, sampling, concurrency)})
-        refused: list[str] = []
-        for line in self._answers():
-            if "record" in line:
-                done(Record.model_validate(line["record"]))
-            else:
-                refused = line["refused"]
-        return refused
+        self._send("run", False, questions, sampling, concurrency)
+        while (said := self._read())[0] != "done":
+            done(said[1])
+        return said[1]
 
     def in_turns(self, questions: Sequence[Question], sampling: Sampling, concurrency: int) -> Iterator[list[Record]]:
         """`run` a turn at a time: each `next` lets the engine work for one and yields what it finished in it. The
@@ -82,47 +73,43 @@ class Worker:
         Raises:
             HeadError: the engine failed, or refused a question.
         """
-        self._send({"do": "run", "turns": True, **_asked(questions, sampling, concurrency)})
+        self._send("run", True, questions, sampling, concurrency)
         finished: list[Record] = []
-        for line in self._answers():
-            if "paused" in line:
+        while (said := self._read())[0] != "done":
+            if said[0] == "record":
+                finished.append(said[1])
+            else:
                 yield finished
                 finished = []
-                self._send({"do": "go"})
-            elif "record" in line:
-                finished.append(Record.model_validate(line["record"]))
-            elif line["refused"]:
-                raise HeadError(
-                    f"vLLM refused a question: {line['refused'][0]}", "", "Leave it out, or raise max_model_len"
-                )
+                self._send("go")
+        if said[1]:
+            raise HeadError(f"vLLM refused a question: {said[1][0]}", "", "Leave it out, or raise max_model_len")
         yield finished
 
     def counters(self) -> Counters | None:
-        found = self._ask({"do": "counters"})["counters"]
-        return None if found is None else Counters(**{**found, "per_position": tuple(found["per_position"])})
+        return self._ask("counters")
 
     def take_steps(self) -> list[Step]:
-        return [Step(**step) for step in self._ask({"do": "steps"})["steps"]]
+        return self._ask("take_steps")
 
     def describe(self) -> dict[str, Any]:
         return self._described
 
     def forget(self) -> None:
         """Drop cached prefixes."""
-        self._ask({"do": "forget"})
+        self._ask("forget")
 
     def logprobs(self, tokens: Sequence[int], of: Sequence[int]) -> list[float]:
         """log p [len(of)] of the tokens `of` as continuations of `tokens`."""
-        return self._ask({"do": "logprobs", "tokens": list(tokens), "of": list(of)})["logprobs"]
+        return self._ask("logprobs", tokens, of)
 
     def encode(self, question: Question) -> list[int]:
         """Token ids of a question's prompt."""
-        return self._ask({"do": "encode", "question": asdict(question)})["tokens"]
+        return self._ask("encode", question)
 
     def trace(self, question: Question, sampling: Sampling) -> tuple[Record, list[TraceStep]]:
         """One answer, and every step of it."""
-        found = self._ask({"do": "trace", "question": asdict(question), "sampling": asdict(sampling)})
-        return Record.model_validate(found["record"]), [TraceStep(**step) for step in found["steps"]]
+        return self._ask("trace", question, sampling)
 
     def stop(self) -> None:
         """End the process and remove its log."""
@@ -131,29 +118,25 @@ class Worker:
         self._process.wait()
         self._log.unlink(missing_ok=True)
 
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._send(request)
-        answers = list(self._answers())
-        return answers[-1] if answers else {}
+    def _ask(self, *request: Any) -> Any:
+        self._send(*request)
+        return self._read()[1]
 
-    def _send(self, request: dict[str, Any]) -> None:
-        assert self._process.stdin is not None
+    def _send(self, *request: Any) -> None:
         try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
+            pickle.dump(request, self._asked)
+            self._asked.flush()
         except BrokenPipeError:
             raise self._died() from None
 
-    def _answers(self) -> Iterator[dict[str, Any]]:
-        assert self._process.stdout is not None
-        for raw in self._process.stdout:
-            line = json.loads(raw)
-            if "error" in line:
-                raise HeadError(line["error"])
-            if "done" in line:
-                return
-            yield line
-        raise self._died()
+    def _read(self) -> tuple[str, Any]:
+        try:
+            kind, value = pickle.load(self._answers)
+        except (EOFError, pickle.UnpicklingError):
+            raise self._died() from None
+        if kind == "error":
+            raise HeadError(value)
+        return kind, value
 
     def _died(self) -> HeadError:
         code = self._process.wait()
@@ -164,9 +147,14 @@ class Worker:
 
 @contextlib.contextmanager
 def open_workers(
-    target: str, methods: dict[str, dict[str, Any] | None], options: dict[str, Any]
+    target: str,
+    methods: dict[str, dict[str, Any] | None],
+    options: dict[str, Any],
+    settings: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Iterator[dict[str, Worker]]:
     """One engine per entry of `methods` (name -> speculative config, None for plain decoding), all up together.
+
+    settings: environment variables of some of them, by name.
 
     Raises:
         HeadError: one of them did not start; the error names it.
@@ -174,14 +162,13 @@ def open_workers(
     workers: dict[str, Worker] = {}
     try:
         with nothing_yet("the engines were starting"):
+            for name in methods:
+                workers[name] = Worker(name, (settings or {}).get(name, {}))
             for name, speculative in methods.items():
-                workers[name] = Worker(name, target, speculative, options, len(methods))
-            for worker in workers.values():
-                worker.start()
-                try:
-                    worker.ready()  # one after the other: loading is heavier than running
+                try:  # one after the other: loading is heavier than running
+                    workers[name].open(target, speculative, options, len(methods))
                 except HeadError as error:
-                    raise HeadError(f"{worker.name}: {error}" if len(workers) > 1 else str(error)) from None
+                    raise HeadError(f"{name}: {error}" if len(workers) > 1 else str(error)) from None
         yield workers
     finally:
         for worker in workers.values():
@@ -189,68 +176,50 @@ def open_workers(
 
 
 def main() -> None:
-    """Be the child: open an engine, then do what each line says, until stdin ends."""
-    answers = os.fdopen(os.dup(1), "w")
+    """Be the child: open an engine, then do what is asked, until stdin ends."""
+    answers, asked = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
     os.dup2(2, 1)  # whatever prints to stdout must not end up among the answers
 
-    def say(**line: Any) -> None:
-        print(json.dumps(line), file=answers, flush=True)
+    def say(kind: str, value: Any = None) -> None:
+        pickle.dump((kind, value), answers)
+        answers.flush()
 
     from .engine import open_engine
 
-    request = json.loads(sys.stdin.readline() or "null")
-    if request is None:
-        return
-    try:
-        with open_engine(request["target"], request["speculative"], request["options"], request["share"]) as engine:
-            say(k=engine.k, describe=engine.describe())
-            say(done=True)
-            for line in sys.stdin:
-                _serve(engine, json.loads(line), say)
-    except HeadError as error:
-        say(error=str(error))
+    with contextlib.suppress(EOFError):
+        opening = pickle.load(asked)
+        try:
+            with open_engine(*opening) as engine:
+                say("done", (engine.k, engine.describe()))
+                while True:
+                    _serve(engine, pickle.load(asked), say)
+        except HeadError as error:
+            say("error", str(error))
 
 
-def _serve(engine: Any, request: dict[str, Any], say: Any) -> None:
+def _serve(engine: Any, request: tuple[Any, ...], say: Any) -> None:
+    what, *arguments = request
     try:
-        if request["do"] == "run":
-            questions = [_question(q) for q in request["questions"]]
-            sampling = _sampling(request["sampling"])
-            engine.turns = Turns(lambda: _wait(say)) if request.get("turns") else Turns()
+        if what == "run":
+            in_turns, *questions = arguments
+            engine.turns = Turns(lambda: _wait(say)) if in_turns else Turns()
             try:
-                refused = engine.run(
-                    questions, sampling, request["concurrency"], lambda r: say(record=r.model_dump(mode="json"))
-                )
+                value = engine.run(*questions, lambda record: say("record", record))
             finally:
                 engine.turns = Turns()
-            say(refused=refused)
-        elif request["do"] == "counters":
-            found = engine.counters()
-            say(counters=None if found is None else asdict(found))
-        elif request["do"] == "steps":
-            say(steps=[asdict(step) for step in engine.take_steps()])
-        elif request["do"] == "forget":
-            engine.forget()
-        elif request["do"] == "logprobs":
-            say(logprobs=engine.logprobs(request["tokens"], request["of"]))
-        elif request["do"] == "trace":
-            record, steps = engine.trace(_question(request["question"]), _sampling(request["sampling"]))
-            say(record=record.model_dump(mode="json"), steps=[asdict(step) for step in steps])
-        elif request["do"] == "encode":
-            say(tokens=engine.encode(_question(request["question"])))
-        say(done=True)
+        else:
+            value = getattr(engine, what)(*arguments)
+        say("done", value)
     except HeadError as error:
-        say(error=str(error))
+        say("error", str(error))
 
 
 def _wait(say: Any) -> None:
-    say(paused=True)
-    if not sys.stdin.readline():
-        raise HeadError("the parent is gone")
-
-
-def _asked(questions: Sequence[Question], sampling: Sampling, concurrency: int) -> dict[str, Any]:
-    return {"questions": [asdict(q) for q in questions], "sampling": asdict(sampling), "concurrency": concurrency}
+    say("paused")
+    try:
+        pickle.load(sys.stdin.buffer)
+    except EOFError:
+        raise HeadError("the parent is gone") from None
 
 
 def _environment() -> dict[str, str]:
@@ -263,16 +232,6 @@ def _environment() -> dict[str, str]:
     if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
         environment.pop("VLLM_CPU_KVCACHE_SPACE", None)
     return environment
-
-
-def _sampling(fields: dict[str, Any]) -> Sampling:
-    return Sampling(**{**fields, "seeds": tuple(fields["seeds"])})
-
-
-def _question(fields: dict[str, Any]) -> Question:
-    ids = fields["token_ids"]
-    lists = {"messages": tuple(fields["messages"]), "later": tuple(fields["later"])}
-    return Question(**{**fields, **lists, "token_ids": None if ids is None else tuple(ids)})
 
 
 if __name__ == "__main__":

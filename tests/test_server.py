@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from vllm_eagle_plugin.benchmarks.clients import Clients, HangsUp, Request
 from vllm_eagle_plugin.benchmarks.remote import speculative_counters
 from vllm_eagle_plugin.benchmarks.session import Counters
 
+from experiments.clients import Clients, HangsUp, Request
 from vllm_eagle_plugin.servers import serve
 
 from .cases import CASES, SUBSET

@@ -9,5 +9,6 @@ mkdir -p "$layout"
 for entry in vllm_eagle_plugin/* conversion training benchmarks; do
     ln -s "$PWD/$entry" "$layout/$(basename "$entry")"
 done
+ln -s "$PWD/experiments" build/types/experiments
 cd build/types
-exec ../../.venv/bin/mypy --config-file ../../pyproject.toml -p vllm_eagle_plugin
+exec ../../.venv/bin/mypy --config-file ../../pyproject.toml -p vllm_eagle_plugin -p experiments

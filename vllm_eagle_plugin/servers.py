@@ -100,6 +100,18 @@ def serve(
             os.killpg(process.pid, signal.SIGKILL)
 
 
+def flags(arguments: Mapping[str, Any]) -> list[str]:
+    """Engine arguments by name, as `vllm serve` takes them on its command line."""
+    made: list[str] = []
+    for name, value in arguments.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            made.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            made += [f"--{option}", json.dumps(value) if isinstance(value, dict | list) else str(value)]
+    return made
+
+
 def serving_environment() -> dict[str, str]:
     """This process's environment with what vLLM needs here, and a cache small enough for several engines."""
     return {**os.environ, **machine_settings(cache_gib=2)}

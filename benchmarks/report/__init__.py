@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..schema import AcceptanceResult
-    from ..speed import Compare, Sweep
+    from ..speed_schema import Compare, Sweep
     from ..trace import Trace
 
 

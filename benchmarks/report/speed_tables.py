@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ..speed import Compare, Row
+from ..speed_schema import Compare, Row
 from .acceptance_page import environment_facts
 from .page import Bar, Bars, Card, Cards, Cell, Grid, Notes, Part, render
 from .plots import BLUE, GREEN, bars, new_figure, save

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from ..cost_model import chain, decode_speedup
 from ..schema import Figure
-from ..speed import Advice, Row, Sweep
+from ..speed_schema import Advice, Row, Sweep
 from ..statistics import expected_length
 from .acceptance_page import environment_facts
 from .page import Bar, Bars, Card, Cards, Cell, Grid, Line, Lines, Notes, Part, render

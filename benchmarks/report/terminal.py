@@ -20,6 +20,12 @@ def bounds(figure: Figure, digits: int = 2) -> str:
     return "" if figure.low is None else f"{figure.low:.{digits}f} to {figure.high:.{digits}f}"
 
 
+def with_bounds(figure: Figure, digits: int = 2) -> str:
+    """A figure and its interval."""
+    spread = bounds(figure, digits)
+    return f"{number(figure, digits)} ({spread})" if spread else number(figure, digits)
+
+
 def show_acceptance(console: Console, result: AcceptanceResult) -> None:
     """Print a result of `bench acceptance`."""
     found, work = result.eagle.acceptance, result.eagle.workload

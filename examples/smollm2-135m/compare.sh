@@ -27,6 +27,6 @@ for head in $HEADS; do
     fi
     served+=("$folder")
 done
-"$python" -m vllm_eagle_plugin.benchmarks.heads "${served[@]}" --target "$WORK/target" -o "$WORK/comparison" \
+"$python" -m experiments.heads "${served[@]}" --target "$WORK/target" -o "$WORK/comparison" \
     --prompts "$PROMPTS" --max-tokens "$TOKENS" --concurrency "$AT_ONCE" ${LIMIT:+--limit "$LIMIT"} --engine-args "$ENGINE"
 "$python" -m vllm_eagle_plugin.cli train plot "${served[@]/#$WORK\/served/$WORK/heads}" -o "$WORK/comparison/curve.svg"

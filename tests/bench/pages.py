@@ -8,7 +8,6 @@ import numpy as np
 from vllm_eagle_plugin.benchmarks.acceptance import Run, summarise
 from vllm_eagle_plugin.benchmarks.cost_model import advise, fit
 from vllm_eagle_plugin.benchmarks.environment import environment
-from vllm_eagle_plugin.benchmarks.host import TraceStep
 from vllm_eagle_plugin.benchmarks.interleave import Block, Trial, row
 from vllm_eagle_plugin.benchmarks.methods import Method
 from vllm_eagle_plugin.benchmarks.report.acceptance_page import acceptance_page
@@ -17,7 +16,8 @@ from vllm_eagle_plugin.benchmarks.report.sweep_tables import sweep_page
 from vllm_eagle_plugin.benchmarks.report.trace_page import trace_page
 from vllm_eagle_plugin.benchmarks.schema import AcceptanceResult, Workload
 from vllm_eagle_plugin.benchmarks.session import Step
-from vllm_eagle_plugin.benchmarks.speed import Compare, Difference, Sweep, Synthetic
+from vllm_eagle_plugin.benchmarks.speed_schema import Compare, Difference, Sweep, Synthetic
+from vllm_eagle_plugin.benchmarks.step_watch import TraceStep
 from vllm_eagle_plugin.benchmarks.sweep import conditional_rates, hold_out, step_times
 from vllm_eagle_plugin.benchmarks.trace import Trace, explain
 

@@ -20,7 +20,7 @@ from vllm_eagle_plugin.benchmarks.methods import Method, make_method, make_metho
 from vllm_eagle_plugin.benchmarks.prompts import Question
 from vllm_eagle_plugin.benchmarks.records import Record
 from vllm_eagle_plugin.benchmarks.session import Done, Sampling
-from vllm_eagle_plugin.benchmarks.speed import Row
+from vllm_eagle_plugin.benchmarks.speed_schema import Row
 from vllm_eagle_plugin.benchmarks.worker import Worker, open_workers
 
 from vllm_eagle_plugin.errors import HeadError, UsageError

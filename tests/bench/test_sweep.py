@@ -14,7 +14,7 @@ from vllm_eagle_plugin.benchmarks.interleave import Block, Trial
 from vllm_eagle_plugin.benchmarks.methods import PLAIN as PLAIN_METHOD
 from vllm_eagle_plugin.benchmarks.methods import Method, make_method
 from vllm_eagle_plugin.benchmarks.session import Step
-from vllm_eagle_plugin.benchmarks.speed import Cost
+from vllm_eagle_plugin.benchmarks.speed_schema import Cost
 from vllm_eagle_plugin.benchmarks.sweep import Trials, conditional_rates, hold_out, measured_speedup, step_times, sweep
 
 from vllm_eagle_plugin.errors import HeadError, UsageError

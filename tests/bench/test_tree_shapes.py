@@ -10,7 +10,7 @@ from matplotlib.image import imread
 from vllm_eagle_plugin.benchmarks.methods import Method, drafting_of
 from vllm_eagle_plugin.benchmarks.report import write_sweep
 from vllm_eagle_plugin.benchmarks.report.sweep_tables import shapes
-from vllm_eagle_plugin.benchmarks.speed import Sweep
+from vllm_eagle_plugin.benchmarks.speed_schema import Sweep
 from vllm_eagle_plugin.benchmarks.tree_shapes import tree_method
 
 from vllm_eagle_plugin.errors import UsageError

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 from vllm_eagle_plugin.benchmarks.engine import open_engine
-from vllm_eagle_plugin.benchmarks.host import TraceStep
 from vllm_eagle_plugin.benchmarks.prompts import Question
 from vllm_eagle_plugin.benchmarks.report.step_tree import step_tree
 from vllm_eagle_plugin.benchmarks.report.trace_page import drawn
 from vllm_eagle_plugin.benchmarks.session import Sampling
+from vllm_eagle_plugin.benchmarks.step_watch import TraceStep
 from vllm_eagle_plugin.benchmarks.trace import Trace, explain
 
 from vllm_eagle_plugin.tree.observe import observers

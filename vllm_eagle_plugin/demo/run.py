@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from ..benchmarks.environment import environment, load
 from ..benchmarks.report.answer_picture import draw, split_steps
 from ..conversion import convert
 from ..errors import HeadError
@@ -151,6 +152,7 @@ def report(
         "identical_answers": sum(same),
         "answers": len(same),
         "tokens_per_second": {"plain": speeds[0], "speculative": speeds[1]},
+        "environment": environment(load()).model_dump(),
     }
     (work / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     console.print(f"picture {work / 'tokens.svg'}, figures {work / 'result.json'}")
