@@ -6,6 +6,10 @@ drafts chains of the same inputs.
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,7 +20,17 @@ from vllm_eagle_plugin.conversion import convert
 
 from vllm_eagle_plugin.reference import unroll
 
-FIXTURES = Path(__file__).parent / "fixtures"
+
+def unpacked() -> Path:
+    """The fixtures, in a folder that goes away with this process."""
+    folder = tempfile.mkdtemp(prefix="producers-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with tarfile.open(Path(__file__).with_name("fixtures.tar.xz")) as archive:
+        archive.extractall(folder, filter="data")
+    return Path(folder)
+
+
+FIXTURES = unpacked()
 #: Fixture: the reader it is for, and where its config lies if its own files have none.
 OWN = {
     "eagle_llm": ("safeailab-eagle", "config.json"),
