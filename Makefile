@@ -1,5 +1,5 @@
 # make demo and make test set up whatever they need; nothing else is assumed but Python 3.11+ with venv.
-.PHONY: setup demo test test-extended test-versions lint bench clean
+.PHONY: setup demo check test test-extended test-versions lint bench clean
 VENV := .venv/bin
 OPENMP := $(abspath .venv/lib/libiomp5.so)
 # The OpenMP runtime that vLLM's CPU backend is built for; without it speculation is much slower.
@@ -15,11 +15,21 @@ setup:
 demo: setup
 	@$(VENV)/vllm-eagle demo
 
-test: setup lint
+# Minutes: format, lint, types, and every test that starts no engine and no browser. T=tests/... runs that test alone.
+check: lint
+ifdef T
+	$(RUN) $(VENV)/python -m pytest -n 0 -m "" $(T) $(ARGS)
+else
+	$(RUN) $(VENV)/python -m pytest -m "not engine and not extended and not browser" $(ARGS)
+endif
+
+# What CI runs: everything on Model Runner V1 that is not extended, and a little of each kind on V2.
+test: lint
 	@tools/browser.sh
 	$(RUN) $(VENV)/python -m pytest $(ARGS)
 	$(ON_V2) $(VENV)/python -m pytest $(ARGS) $(NONE_IS_FINE)
 
+# What takes longer, at full size, on both runners.
 test-extended: setup
 	$(RUN) $(VENV)/python -m pytest -m extended $(ARGS)
 	$(ON_V2) $(VENV)/python -m pytest -m extended $(ARGS) $(NONE_IS_FINE)
