@@ -8,28 +8,8 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
+from . import options as o
 from .cli_speed import compare, sweep
-from .options import (
-    ConcurrencyOption,
-    EngineOption,
-    HeadOption,
-    HtmlOption,
-    JsonOption,
-    KOption,
-    LimitOption,
-    MethodOption,
-    OutputOption,
-    PlotOption,
-    PromptsOption,
-    SpecOption,
-    TargetOption,
-    TemperatureOption,
-    TokensOption,
-    check_files,
-    deliver,
-    refuse_partial,
-    terminal,
-)
 
 app = typer.Typer(help="Measure acceptance and speed in a real vLLM.", no_args_is_help=True)
 
@@ -37,37 +17,35 @@ app = typer.Typer(help="Measure acceptance and speed in a real vLLM.", no_args_i
 @app.command()
 def acceptance(
     target: Annotated[str | None, typer.Option(help="The model that decides: a folder or a hub id.")] = None,
-    head: HeadOption = None,
-    method: MethodOption = None,
-    spec_config: SpecOption = None,
+    head: o.Head = None,
+    method: o.Method = None,
+    spec_config: o.Spec = None,
     url: Annotated[str | None, typer.Option(help="A running server, in place of an engine of our own.")] = None,
     model: Annotated[str | None, typer.Option(help="The server's name of the model.")] = None,
-    prompts: PromptsOption = "builtin",
-    limit: LimitOption = None,
+    prompts: o.Prompts = "builtin",
+    limit: o.Limit = None,
     all_turns: Annotated[bool, typer.Option("--all-turns/--first-turn", help="Later turns too.")] = False,
-    k: KOption = 3,
-    max_tokens: TokensOption = 128,
-    temperature: TemperatureOption = 0.0,
+    k: o.K = 3,
+    max_tokens: o.Tokens = 128,
+    temperature: o.Temperature = 0.0,
     seed: Annotated[list[int] | None, typer.Option(help="Repeat to ask everything once per seed.")] = None,
-    concurrency: ConcurrencyOption = 1,
+    concurrency: o.Concurrency = 1,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Answers of full length.")] = False,
-    engine_args: EngineOption = None,
-    as_json: JsonOption = False,
-    output: OutputOption = None,
-    html: HtmlOption = None,
-    plot: PlotOption = None,
+    engine_args: o.Engine = None,
+    as_json: o.Json = False,
+    output: o.Output = None,
+    html: o.Html = None,
+    plot: o.Plot = None,
 ) -> None:
     """How many drafts are accepted, with intervals; per position, category, prompt length, output position."""
     from .acceptance import measure, one_engine, workload
     from .methods import engine_options, make_method
     from .prompts import first_turns, read_prompts
     from .remote import Remote
-    from .report import write_acceptance
-    from .report.terminal import show_acceptance
     from .schema import AcceptanceResult
     from .session import Sampling, Session
 
-    check_files(output, html, plot)
+    o.check_files(output, html, plot)
     questions = read_prompts(prompts, limit)
     if not all_turns:
         questions = first_turns(questions)
@@ -88,11 +66,7 @@ def acceptance(
         chosen = make_method(head, method, k, spec_config)
         with one_engine(target, chosen, engine_options(engine_args)) as worker:
             result = asked(worker, target, chosen.head)
-    deliver(result, as_json, output)
-    if not as_json:
-        show_acceptance(terminal(), result)
-    write_acceptance(result, html, plot)
-    refuse_partial(result.eagle.partial, f"{result.completed} answers are reported")
+    o.finish(result, result.eagle.partial, as_json, output, html, plot)
 
 
 app.command()(compare)
@@ -105,7 +79,7 @@ def gate(
     baseline: Annotated[Path, typer.Option(help="The stored baseline.")],
     tolerance: Annotated[float, typer.Option(help="Tolerated fall, as a fraction of the length.", min=0, max=1)] = 0.02,
     update: Annotated[bool, typer.Option("--update", help="Store RESULT as the baseline instead.")] = False,
-    as_json: JsonOption = False,
+    as_json: o.Json = False,
 ) -> None:
     """Exit 1 when acceptance has fallen below a stored baseline, beyond noise. Made for CI."""
     from .gate import Baseline, judge, write_baseline
@@ -113,7 +87,7 @@ def gate(
 
     measured = read_result(result, AcceptanceResult)
     if update:
-        check_files(baseline, None, None)
+        o.check_files(baseline, None, None)
         stored = write_baseline(measured, baseline)
         print(
             stored.model_dump_json()
@@ -134,12 +108,13 @@ def live(
     url: Annotated[str, typer.Argument(metavar="URL", help="A running server, such as http://localhost:8000.")],
     interval: Annotated[float, typer.Option(help="Seconds between looks.", min=0.1)] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Look once, over one interval.")] = False,
-    as_json: JsonOption = False,
+    as_json: o.Json = False,
 ) -> None:
     """Follow a running server: acceptance length, positions, accepted and drafted tokens per second."""
     import json
 
     from . import live as server
+    from .report.terminal import terminal
 
     if as_json and not once:
         raise UsageError("--json without --once", "", "Add --once")
@@ -155,20 +130,20 @@ def live(
 
 def trace(
     prompt: Annotated[str, typer.Argument(help="What to ask.")],
-    target: TargetOption,
-    head: HeadOption = None,
-    method: MethodOption = None,
-    spec_config: SpecOption = None,
-    k: KOption = 3,
-    max_tokens: TokensOption = 64,
-    temperature: TemperatureOption = 0.0,
+    target: o.Target,
+    head: o.Head = None,
+    method: o.Method = None,
+    spec_config: o.Spec = None,
+    k: o.K = 3,
+    max_tokens: o.Tokens = 64,
+    temperature: o.Temperature = 0.0,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
-    engine_args: EngineOption = None,
-    as_json: JsonOption = False,
-    output: OutputOption = None,
-    html: HtmlOption = None,
+    engine_args: o.Engine = None,
+    as_json: o.Json = False,
+    output: o.Output = None,
+    html: o.Html = None,
     svg: Annotated[Path | None, typer.Option(help="Write the coloured answer here, as SVG.")] = None,
-    plot: PlotOption = None,
+    plot: o.Plot = None,
     step: Annotated[
         list[int] | None, typer.Option(help="A step that --plot draws; repeat. Four of the answer if left out.", min=0)
     ] = None,
@@ -182,17 +157,18 @@ def trace(
 
     from .methods import engine_options, make_method
     from .report import write_trace
+    from .report.terminal import terminal
     from .report.trace_page import write_picture
     from .session import Sampling
     from .trace import trace as run
 
-    check_files(output, html, plot)
-    check_files(svg, None, None)
+    o.check_files(output, html, plot)
+    o.check_files(svg, None, None)
     if step and plot is None:
         raise UsageError("--step without --plot", "It says which steps the picture has", "Add --plot F")
     chosen = make_method(head, method, k, spec_config)
     result = run(target, chosen, prompt, Sampling(temperature, max_tokens), engine_options(engine_args), not raw)
-    deliver(result, as_json, output)
+    o.deliver(result, as_json, output)
     write_trace(result, html, plot, step)
     if svg is not None or not as_json:
         with tempfile.TemporaryDirectory() as folder:

@@ -73,7 +73,7 @@ def compare(
         if stopped:
             break
     plain = trials[PLAIN]
-    rows = [row(t, plain, _identical(t, differences, sampling)) for t in trials.values()]
+    rows = [row(t, plain, _answers(t, differences, sampling)) for t in trials.values()]
     found = environment(load_before)
     return Compare(
         partial=stopped,
@@ -177,7 +177,9 @@ def _at(record: Record, position: int) -> int | None:
     return record.token_ids[position] if position < len(record.token_ids) else None
 
 
-def _identical(trial: Trial, differences: list[Difference], sampling: Sampling) -> int | None:
+def _answers(trial: Trial, differences: list[Difference], sampling: Sampling) -> dict[str, int]:
+    """How many answers are plain decoding's, part from them at a tie, and are wrong; nothing above temperature 0."""
     if sampling.temperature != 0:
-        return None
-    return len(trial.records) - sum(d.name == trial.method.name for d in differences)
+        return {}
+    ours = [d.tie for d in differences if d.name == trial.method.name]
+    return {"identical": len(trial.records) - len(ours), "tied": ours.count(True), "wrong": ours.count(False)}

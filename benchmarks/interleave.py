@@ -1,8 +1,8 @@
-"""Several engines, at work on the same blocks of questions in turns, so that the machine's moods fall on all alike."""
+"""Several engines, at work on the same blocks of questions in turns, so that what else the machine does falls on all alike."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -136,8 +136,8 @@ def _answer(
     }
 
 
-def row(trial: Trial, plain: Trial, identical: int | None = None) -> Row:
-    """A trial as a row, against plain decoding's."""
+def row(trial: Trial, plain: Trial, answers: Mapping[str, int] | None = None) -> Row:
+    """A trial as a row, against plain decoding's; `answers`: how many are the same, tied and wrong."""
     records, k = trial.records, trial.method.k
     figures = acceptance(records, k) if k else None
     tokens, seconds = trial.sums().T
@@ -146,6 +146,7 @@ def row(trial: Trial, plain: Trial, identical: int | None = None) -> Row:
     faster = speedup(trial, plain)
     found = latencies(records)
     made = Row.model_construct(
+        None,
         name=trial.method.name,
         speculative_config=trial.method.speculative,
         num_speculative_tokens=k,
@@ -158,8 +159,8 @@ def row(trial: Trial, plain: Trial, identical: int | None = None) -> Row:
         mean_tpot_ms=found["mean_tpot_ms"],
         acceptance=figures,
         step_ms=step_times(trial.steps),
-        identical=identical,
         answers=len(records),
+        **(answers or {}),
     )
     made.impossible = impossible(made)
     per_step = figures.tokens_per_step.value if figures else None

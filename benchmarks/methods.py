@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HeadError, UsageError
+from ..servers import flags
 from ..tree import SECTION, WORKER
 
 if TYPE_CHECKING:
@@ -96,6 +98,19 @@ def engine_arguments(speculative: dict[str, Any] | None) -> dict[str, Any]:
     if SECTION in speculative:
         made |= {"additional_config": {SECTION: speculative[SECTION]}, "worker_cls": WORKER, "async_scheduling": False}
     return made
+
+
+def serve_command(target: str, speculative: dict[str, Any]) -> str:
+    """The line that serves `target` in this way."""
+    rest = {k: v for k, v in speculative.items() if k not in ("model", "num_speculative_tokens", SECTION)}
+    if "model" not in speculative or rest:
+        return shlex.join(["vllm", "serve", target, *flags(engine_arguments(speculative))])
+    drafting = speculative.get(SECTION, {})
+    command = ["vllm-eagle", "serve", target, "--head", speculative["model"]]
+    command += ["-k", str(speculative["num_speculative_tokens"])]
+    if tree := drafting.get("tree"):
+        command += ["--tree", "auto" if tree in ("auto", {"kind": "auto"}) else json.dumps(tree)]
+    return shlex.join([*command, *(["--adaptive"] if drafting.get("adaptive") else [])])
 
 
 def drafting_of(config: dict[str, Any] | None) -> Drafting | None:

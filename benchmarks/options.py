@@ -12,23 +12,21 @@ from ..errors import HeadError, UsageError
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-TargetOption = Annotated[str, typer.Option(help="The model that decides: a folder or a hub id.")]
-PromptsOption = Annotated[
-    str, typer.Option(help="JSONL, ShareGPT JSON or text file, data set on the hub, or `builtin`.")
-]
-LimitOption = Annotated[int | None, typer.Option(help="Only the first so many questions.", min=1)]
-TokensOption = Annotated[int, typer.Option(help="Most tokens of an answer.", min=2)]
-TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.", min=0)]
-ConcurrencyOption = Annotated[int, typer.Option(help="Requests at a time.", min=1)]
-EngineOption = Annotated[str | None, typer.Option("--engine-args", help="vLLM engine arguments as JSON.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
-OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Write the JSON here too.")]
-HtmlOption = Annotated[Path | None, typer.Option(help="Write one self-contained page here.")]
-PlotOption = Annotated[Path | None, typer.Option(help="Write a picture here: .png, .svg or .pdf.")]
-HeadOption = Annotated[str | None, typer.Option(help="A converted head, or another draft model.")]
-MethodOption = Annotated[str | None, typer.Option(help="ngram, draft_model, medusa, suffix, ...: as vLLM names it.")]
-SpecOption = Annotated[str | None, typer.Option(help="More of vLLM's speculative config, as JSON.")]
-KOption = Annotated[int, typer.Option("-k", "--num-speculative-tokens", help="Drafts per step.", min=1)]
+Target = Annotated[str, typer.Option(help="The model that decides: a folder or a hub id.")]
+Prompts = Annotated[str, typer.Option(help="JSONL, ShareGPT JSON or text file, data set on the hub, or `builtin`.")]
+Limit = Annotated[int | None, typer.Option(help="Only the first so many questions.", min=1)]
+Tokens = Annotated[int, typer.Option(help="Most tokens of an answer.", min=2)]
+Temperature = Annotated[float, typer.Option(help="0 is greedy.", min=0)]
+Concurrency = Annotated[int, typer.Option(help="Requests at a time.", min=1)]
+Engine = Annotated[str | None, typer.Option("--engine-args", help="vLLM engine arguments as JSON.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write the JSON here too.")]
+Html = Annotated[Path | None, typer.Option(help="Write one self-contained page here.")]
+Plot = Annotated[Path | None, typer.Option(help="Write a picture here: .png, .svg or .pdf.")]
+Head = Annotated[str | None, typer.Option(help="A converted head, or another draft model.")]
+Method = Annotated[str | None, typer.Option(help="ngram, draft_model, medusa, suffix, ...: as vLLM names it.")]
+Spec = Annotated[str | None, typer.Option(help="More of vLLM's speculative config, as JSON.")]
+K = Annotated[int, typer.Option("-k", "--num-speculative-tokens", help="Drafts per step.", min=1)]
 
 
 def check_files(output: Path | None, html: Path | None, plot: Path | None) -> None:
@@ -51,15 +49,20 @@ def deliver(result: BaseModel, as_json: bool, output: Path | None) -> None:
         print(text)
 
 
-def refuse_partial(stopped: str | None, kept: str = "What was finished is reported") -> None:
-    """Raises HeadError where a run ended early, after all that it left has been delivered."""
-    if stopped:
-        raise HeadError(f"the run ended early: {stopped.rstrip('.')}", f"{kept}, marked as partial")
+def finish(
+    result: Any, partial: str | None, as_json: bool, output: Path | None, html: Path | None, plot: Path | None
+) -> None:
+    """Everything that was asked for of a result: tables, JSON, page, picture.
 
+    Raises:
+        HeadError: the run ended early; all that it left has been delivered.
+    """
+    from .report import write_report
+    from .report.terminal import terminal
 
-def terminal() -> Any:
-    """A console of rich's, wide enough for our tables where it is no terminal."""
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
-    return console if console.is_terminal else Console(highlight=False, markup=False, width=120)
+    deliver(result, as_json, output)
+    write_report(result, html, plot, None if as_json else terminal())
+    if partial:
+        raise HeadError(
+            f"the run ended early: {partial.rstrip('.')}", "What was finished is reported, marked as partial"
+        )

@@ -30,6 +30,8 @@ class Row(Model):
     impossible: str | None = Field(None, description="Why the speedup cannot be true; null where it can.")
     step_ms: StepTimes | None = None
     identical: int | None = Field(None, description="Answers equal to plain decoding's; null above temperature 0.")
+    tied: int | None = Field(None, description="Answers that differ from it at a numeric tie.")
+    wrong: int | None = Field(None, description="Answers that differ from it, and by no tie.")
     answers: int
 
     @model_validator(mode="after")
@@ -115,11 +117,16 @@ class Prediction(Model):
 
 
 class Advice(Model):
-    """What to set at a batch size."""
+    """What to set at a batch size: by what was measured, and by the cost model of chains."""
 
     concurrency: int
-    best_k: int = Field(description="0: do not speculate.")
-    speedup: float
+    best: str = Field(default="", description="The fastest way that was measured, chains and trees.")
+    measured: Figure = Field(default=Figure(value=None), description="Its speedup.")
+    command: str | None = Field(
+        default=None, description="Serves it; null where it is no faster than plain decoding for sure."
+    )
+    best_k: int = Field(description="By the model; 0: do not speculate.")
+    speedup: float = Field(description="Decode speedup there, by the model.")
     break_even_length: float = Field(description="Acceptance length at which k = best (or 1) starts to pay.")
     speedup_if_perfect: float = Field(description="Every draft accepted, at the best k for that.")
 

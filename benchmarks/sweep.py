@@ -17,10 +17,10 @@ from .cost_model import PLAIN as PLAIN_SHAPE
 from .cost_model import Measured, Shape, advise, chain, decode_speedup, fit
 from .environment import environment, load
 from .interleave import Trial, row
-from .methods import PLAIN, Method
+from .methods import PLAIN, Method, serve_command
 from .prompts import Question, fingerprint
 from .session import Sampling
-from .speed_schema import Prediction, Sweep, Synthetic
+from .speed_schema import Advice, Prediction, Row, Sweep, Synthetic
 from .statistics import SCALARS, expected_length, tally
 from .worker import open_workers
 
@@ -74,6 +74,8 @@ def sweep(
     rows = [row(trial, trials[0, batch]) for (_, batch), trial in trials.items()]
     rates = conditional_rates(trials)
     cost = fit(step_times(trials))
+    tree_rows = [row(run[tree.name], run[PLAIN]) for run in runs.values() for tree in trees]
+    advice = [_measured(target, a, [*rows, *tree_rows]) for a in advise(cost, rates, sorted(runs))]
     return Sweep(
         partial=stopped,
         target=target,
@@ -84,11 +86,11 @@ def sweep(
         engine={name: value for name, value in about.items() if name != "method"},
         environment=(found := environment(load_before)),
         rows=rows,
-        trees=[row(run[tree.name], run[PLAIN]) for run in runs.values() for tree in trees],
+        trees=tree_rows,
         conditional=rates,
         cost=cost,
         held_out=hold_out(trials),
-        advice=advise(cost, rates, sorted(runs)),
+        advice=advice,
         synthetic=[
             _judge(cost, run[method.name], run[PLAIN], length)
             for batch, run in runs.items()
@@ -96,6 +98,17 @@ def sweep(
         ],
         notes=busy_note(load_before, found.hardware.get("cores") or 1),
     )
+
+
+def _measured(target: str, advice: Advice, rows: Sequence[Row]) -> Advice:
+    """The model's advice with what was measured: the fastest chain or tree, and its command if it is faster for sure."""
+    drafting = [r for r in rows if r.concurrency == advice.concurrency and r.speculative_config and not r.impossible]
+    best = max(drafting, key=lambda r: r.speedup.value or 0.0, default=None)
+    if best is None:
+        return advice
+    faster = best.speedup.low is not None and best.speedup.low > 1
+    command = serve_command(target, best.speculative_config or {}) if faster else None
+    return advice.model_copy(update={"best": best.name, "measured": best.speedup, "command": command})
 
 
 def _at(head: Method, k: int) -> Method:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-#: A turn's length in seconds, at least: short beside the moods of a machine, long beside what changing costs.
+#: A turn's length in seconds, at least: short beside what a machine does by the way, long beside what changing turns costs.
 SECONDS = 0.25
 
 

@@ -1,46 +1,46 @@
-"""Results as terminal tables, plots, and a page."""
+"""Results as tables in a terminal, pictures, and a page: all made from one list of parts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..schema import AcceptanceResult
     from ..speed_schema import Compare, Sweep
     from ..trace import Trace
+    from .page import Report
 
 
-def write_acceptance(result: AcceptanceResult, html: Path | None, plot: Path | None) -> None:
-    """Write the page and the picture that were asked for."""
-    from .acceptance_page import acceptance_page
-    from .plots import acceptance_plot
+def report_of(result: AcceptanceResult | Compare | Sweep) -> Report:
+    """What there is to say of a result."""
+    from ..schema import AcceptanceResult
+    from ..speed_schema import Compare
+    from .acceptance_page import acceptance_report
+    from .compare_page import compare_report
+    from .sweep_page import sweep_report
 
+    if isinstance(result, AcceptanceResult):
+        return acceptance_report(result)
+    return compare_report(result) if isinstance(result, Compare) else sweep_report(result)
+
+
+def write_report(
+    result: AcceptanceResult | Compare | Sweep, html: Path | None, plot: Path | None, console: Any = None
+) -> None:
+    """Write the page and the picture that were asked for, and print the tables on `console` if given."""
+    from .page import render
+    from .plots import draw
+    from .terminal import show
+
+    report = report_of(result)
+    if console is not None:
+        show(console, report)
     if html is not None:
-        html.write_text(acceptance_page(result))
+        html.write_text(render(report))
     if plot is not None:
-        acceptance_plot(result, plot)
-
-
-def write_compare(result: Compare, html: Path | None, plot: Path | None) -> None:
-    """Write the page and the picture that were asked for."""
-    from .speed_tables import compare_page, compare_plot
-
-    if html is not None:
-        html.write_text(compare_page(result))
-    if plot is not None:
-        compare_plot(result, plot)
-
-
-def write_sweep(result: Sweep, html: Path | None, plot: Path | None) -> None:
-    """Write the page and the picture that were asked for."""
-    from .sweep_tables import sweep_page, sweep_plot
-
-    if html is not None:
-        html.write_text(sweep_page(result))
-    if plot is not None:
-        sweep_plot(result, plot)
+        draw(report, plot)
 
 
 def write_trace(result: Trace, html: Path | None, plot: Path | None, steps: Sequence[int] | None) -> None:
@@ -49,10 +49,11 @@ def write_trace(result: Trace, html: Path | None, plot: Path | None, steps: Sequ
     Raises:
         UsageError: a step that the answer does not have.
     """
-    from .trace_page import trace_page
+    from .page import render
+    from .trace_page import trace_report
     from .tree_plot import trees_plot
 
     if html is not None:
-        html.write_text(trace_page(result))
+        html.write_text(render(trace_report(result)))
     if plot is not None:
         trees_plot(result, plot, steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,25 +60,40 @@ def split_steps(tokens: list[int], prompt_tokens: int, chains: dict[int, list[in
 
 
 def draw(console: Console, tokenizer_folder: Path, prompt: str, steps: list[Step], file: Path) -> None:
-    """Print the answer token by token, and save it as SVG."""
+    """Print the answer token by token, and save it as SVG. Where nobody sees colours, rejected drafts are `[-so-]`."""
     from transformers import AutoTokenizer
 
     decode = AutoTokenizer.from_pretrained(tokenizer_folder).decode
-    legend = Text.assemble(
-        ("drafted and accepted", ACCEPTED),
-        "  ",
-        ("the target's own", SAMPLED),
-        "  ",
-        ("drafted and rejected", REJECTED),
-    )
-    body = Text()
-    for step in steps:
-        for ids, style in ((step.accepted, ACCEPTED), (step.rejected, REJECTED), (step.sampled, SAMPLED)):
-            for token in ids:
-                body.append(decode([token]).replace("\n", "⏎\n" if style != REJECTED else "⏎"), style)
+    drafted = [step for step in steps if step.accepted or step.rejected]
+    accepted, tokens = sum(len(s.accepted) for s in steps), sum(len(s.accepted) + len(s.sampled) for s in steps)
+    length = f"{1 + accepted / len(drafted):.2f}" if drafted else "none"
     recorder = Console(record=True, width=100, file=io.StringIO(), highlight=False)
     for out in (console, recorder):
+        coloured = out is recorder or (out.is_terminal and not out.no_color)
         out.print(Text(prompt, "bold"))
-        out.print(legend)
-        out.print(body)
+        out.print(_legend(coloured))
+        out.print(_body(steps, decode, coloured))
+        out.print(f"{tokens} tokens in {len(steps)} steps, acceptance length {length}", highlight=False)
     recorder.save_svg(str(file), title="accepted and rejected tokens", code_format=SVG)
+
+
+def _legend(coloured: bool) -> Text:
+    if not coloured:
+        return Text("[-so-]: drafted and rejected")
+    words = {"drafted and accepted": ACCEPTED, "the target's own": SAMPLED, "drafted and rejected": REJECTED}
+    return Text("  ").join(Text(what, style) for what, style in words.items())
+
+
+def _body(steps: list[Step], decode: Callable[[list[int]], str], coloured: bool) -> Text:
+    body = Text()
+    for step in steps:
+        body.append("".join(_visible(decode([token])) for token in step.accepted), ACCEPTED)
+        if step.rejected:
+            said = "".join(_visible(decode([token])).replace("\n", "") for token in step.rejected)
+            body.append(said if coloured else f"[-{said}-]", REJECTED)
+        body.append("".join(_visible(decode([token])) for token in step.sampled), SAMPLED)
+    return body
+
+
+def _visible(text: str) -> str:
+    return text.replace("\n", "⏎\n")

@@ -6,6 +6,7 @@ Everything from outside (prompts, answers, names) goes through the template engi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -40,18 +41,22 @@ class Bar:
     low: float | None = None
     high: float | None = None
     hint: str = ""
-    tone: str = "a"
+    #: What it measures: length (acceptance), speed, time; or flag, a figure that cannot be.
+    tone: str = "length"
 
 
 @dataclass(frozen=True)
 class Bars:
-    """Bars from `origin` to `top`, which default to 0 and a little above the largest."""
+    """Bars from `origin` to `top`, which default to 0 and the largest; `level` is a line to compare with in a
+    picture, and `pictured` says whether they are in it."""
 
     title: str
     bars: list[Bar]
     note: str = ""
     origin: float = 0.0
     top: float | None = None
+    level: float | None = None
+    pictured: bool = False
     kind: str = "bars"
 
     def percent(self, value: float) -> float:
@@ -102,6 +107,7 @@ class Lines:
     note: str = ""
     #: A horizontal line to compare with.
     level: float | None = None
+    pictured: bool = True
     kind: str = "lines"
 
     WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 320, 52, 16, 14, 44
@@ -109,10 +115,7 @@ class Lines:
     @property
     def _spans(self) -> tuple[float, float, float, float]:
         xs = [x for line in self.lines for x, _ in line.points]
-        ys = [y for line in self.lines for _, y in line.points] + ([self.level] if self.level is not None else [])
-        low, high = min(ys), max(ys)
-        margin = 0.1 * (high - low) or 0.1 * abs(high) or 1.0
-        return min(xs), max(xs), max(0.0, low - margin) if low >= 0 else low - margin, high + margin
+        return min(xs), max(xs), self.y_ticks[0], self.y_ticks[-1]
 
     def px(self, x: float) -> float:
         first, last, *_ = self._spans
@@ -130,8 +133,17 @@ class Lines:
 
     @property
     def y_ticks(self) -> list[float]:
-        *_, low, high = self._spans
-        return [low + i * (high - low) / 4 for i in range(5)]
+        ys = [y for line in self.lines for _, y in line.points] + ([self.level] if self.level is not None else [])
+        return round_ticks(min(ys), max(ys))
+
+
+def round_ticks(low: float, high: float) -> list[float]:
+    """Four to nine multiples of 1, 2 or 5 times a power of ten that hold `low` and `high` between them."""
+    span = (high - low) or abs(high) or 1.0
+    power = 10.0 ** math.floor(math.log10(span / 4))
+    step = next(power * m for m in (1, 2, 5, 10) if span / (power * m) <= 6)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
 
 
 @dataclass(frozen=True)
@@ -216,14 +228,24 @@ class Notes:
 Part = Cards | Bars | Grid | Lines | Tokens | Trees | Facts | Notes
 
 
-def render(title: str, lead: str, parts: Sequence[Part]) -> str:
+@dataclass(frozen=True)
+class Report:
+    """What there is to say: one sentence, what it is about, and the parts."""
+
+    title: str
+    verdict: str
+    lead: str
+    parts: Sequence[Part]
+
+
+def render(report: Report) -> str:
     """The page as HTML."""
     folder = files(__package__)
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = template.from_string((folder / "page.html.j2").read_text())
     # Our own files, not data: they go in as they are.
     inline = {name: Markup((folder / file).read_text()) for name, file in (("css", "page.css"), ("js", "page.js"))}
-    return page.render(title=title, lead=lead, parts=parts, percent=percent, **inline)
+    return page.render(report=report, percent=percent, **inline)
 
 
 def percent(probability: float) -> str:
@@ -231,11 +253,6 @@ def percent(probability: float) -> str:
     if probability < 0.001:
         return "<0.1%"
     return f"{100 * probability:.1f}%" if probability < 0.1 else f"{100 * probability:.0f}%"
-
-
-def tick(value: float) -> str:
-    """A number on an axis."""
-    return f"{value:.3g}"
 
 
 def plain(value: Any) -> str:

@@ -1,17 +1,18 @@
-"""Pictures with matplotlib, of the same figures as the tables."""
+"""Pictures with matplotlib, of the bars and lines of a report."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError
-from ..schema import AcceptanceResult, Figure, Group
-from .terminal import groups_of
+from .page import Bars, Lines, Report
 
 FORMATS = (".png", ".svg", ".pdf")
-BLUE, GREEN, ORANGE, INK = "#2f6fdb", "#11805f", "#b3540b", "#1c2430"
+BLUE, GREEN, ORANGE, INK, GREY = "#2f6fdb", "#11805f", "#b3540b", "#1c2430", "#57606a"
+#: Colours as the page has them: of bars by their tone, of lines by number.
+TONES = {"length": BLUE, "speed": GREEN, "time": GREY, "flag": ORANGE}
+LINES = (BLUE, ORANGE, GREEN, "#8a3fb0", "#a8326a", GREY)
 
 
 def check_format(file: Path) -> None:
@@ -20,53 +21,47 @@ def check_format(file: Path) -> None:
         raise UsageError(f"--plot {file}", f"Expected a file name ending in {', '.join(FORMATS)}")
 
 
-def acceptance_plot(result: AcceptanceResult, file: Path) -> None:
-    """Rates by position, conditional rates, and each group's acceptance length."""
-    found, work = result.eagle.acceptance, result.eagle.workload
-    groups = groups_of(result)
-    panels = 1 + len(groups)
-    heights = [1.0 + 0.38 * len(found.per_position)] + [0.9 + 0.32 * len(g) for _, g in groups]
-    figure, axes = new_figure(panels, heights)
-    length = found.acceptance_length
-    interval = f" ({length.low:.2f} to {length.high:.2f})" if length.low is not None else ""
-    value = "none" if length.value is None else f"{length.value:.2f}{interval}"
-    figure.suptitle(f"acceptance length {value}, k = {work.num_speculative_tokens}, {work.target}", fontsize=11)
-    positions = [f"position {i}" for i in range(1, len(found.per_position) + 1)]
-    bars(
-        axes[0], positions, [found.per_position, found.conditional], [BLUE, GREEN], ["of all steps", "given all before"]
-    )
-    axes[0].set(xlim=(0, 1), title="accepted, by position")
-    for axis, (title, members) in zip(axes[1:], groups, strict=True):
-        _lengths(axis, members)
-        axis.set(xlim=(1, work.num_speculative_tokens + 1), title=f"acceptance length {title}")
+def draw(report: Report, file: Path) -> None:
+    """The charts of a report that are meant for its picture, below each other."""
+    parts = [part for part in report.parts if isinstance(part, Bars | Lines) and part.pictured]
+    heights = [4.2 if isinstance(part, Lines) else 0.9 + 0.36 * len(part.bars) for part in parts]
+    figure, axes = new_figure(len(parts), heights)
+    figure.suptitle(report.verdict, fontsize=11, wrap=True)
+    for axis, part in zip(axes, parts, strict=True):
+        axis.set_title(part.title)
+        if isinstance(part, Lines):
+            _lines(axis, part)
+        else:
+            _bars(axis, part)
     save(figure, file)
 
 
-def _lengths(axis: Any, groups: Sequence[Group]) -> None:
-    bars(axis, [g.name for g in groups], [[g.acceptance.acceptance_length for g in groups]], [BLUE], [""])
+def _lines(axis: Any, part: Lines) -> None:
+    for line in part.lines:
+        style = {"linestyle": "--", "marker": ""} if line.dashed else {"marker": "o"}
+        axis.plot(*zip(*line.points, strict=True), color=LINES[line.tone % len(LINES)], label=line.name, **style)
+    if part.level is not None:
+        axis.axhline(part.level, color=GREY, linewidth=1)
+    axis.set(xlabel=part.x, ylabel=part.y)
+    axis.set_xticks(part.x_ticks)
+    axis.legend(fontsize=8)
 
 
-def bars(
-    axis: Any, names: Sequence[str], series: Sequence[Sequence[Figure]], colours: list[str], labels: list[str]
-) -> None:
-    """Horizontal bars with whiskers and their figures, the first on top."""
-    height = 0.8 / len(series)
-    for i, (figures, colour, label) in enumerate(zip(series, colours, labels, strict=True)):
-        for row, figure in enumerate(figures):
-            if figure.value is None:
-                continue
-            y = row + (i - (len(series) - 1) / 2) * height
-            axis.barh(y, figure.value, 0.9 * height, color=colour, label=label if row == 0 else None)
-            if figure.low is not None and figure.high is not None:
-                axis.plot([figure.low, figure.high], [y, y], color=INK, linewidth=1.4, marker="|", markersize=6)
-            end = max(figure.value, figure.high or 0)
-            axis.annotate(
-                f"{figure.value:.2f}", (end, y), (5, 0), textcoords="offset points", va="center", fontsize=8, color=INK
-            )
-    axis.set_yticks(range(len(names)), names)
+def _bars(axis: Any, part: Bars) -> None:
+    """Horizontal, with whiskers and their figures, the first on top."""
+    for y, bar in enumerate(part.bars):
+        if bar.value is None:
+            continue
+        axis.barh(y, bar.value, 0.72, color=TONES[bar.tone])
+        if bar.low is not None and bar.high is not None:
+            axis.plot([bar.low, bar.high], [y, y], color=INK, linewidth=1.4, marker="|", markersize=6)
+        end = max(bar.value, bar.high or 0)
+        axis.annotate(bar.text, (end, y), (5, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
+    axis.set_yticks(range(len(part.bars)), [bar.label for bar in part.bars])
     axis.invert_yaxis()
-    if any(labels):
-        axis.legend(fontsize=8, loc="lower right")
+    axis.set_xlim(left=part.origin, right=part.top)
+    if part.level is not None:
+        axis.axvline(part.level, color=GREY, linestyle="--", linewidth=1)
 
 
 def new_figure(panels: int, heights: list[float]) -> tuple[Any, list[Any]]:

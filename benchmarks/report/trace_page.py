@@ -8,7 +8,7 @@ from typing import Any
 from ..trace import Draft, Emitted, Trace, TracedStep
 from .acceptance_page import environment_facts
 from .answer_picture import Step as Drawn
-from .page import Card, Cards, Figure, Part, Piece, Tokens, Trees, render
+from .page import Card, Cards, Figure, Part, Piece, Report, Tokens, Trees
 from .step_tree import numbered_tree
 
 LEGEND = [
@@ -20,8 +20,8 @@ LEGEND = [
 ]
 
 
-def trace_page(result: Trace) -> str:
-    """The answer as a page; probabilities on hover and focus, and the tree of the step that is chosen."""
+def trace_report(result: Trace) -> Report:
+    """The answer; probabilities on hover and focus, and the tree of the step that is chosen."""
     tokens = sum(len(step.emitted) for step in result.steps)
     drafted = [step for step in result.steps if step.drafts]
     length = "none" if result.acceptance_length is None else f"{result.acceptance_length:.2f}"
@@ -37,13 +37,10 @@ def trace_page(result: Trace) -> str:
         note = "Click a token for the tree of its step, or use the arrow keys: left and right by token, up and down "
         note += "by step. Probabilities are at temperature 1."
         trees, legend = [_trees(result)], LEGEND[:-1]
-    parts: list[Part] = [
-        Cards(cards),
-        Tokens("The answer", _pieces(result), legend, note),
-        *trees,
-        environment_facts(result.environment),
-    ]
-    return render(f"Trace: {result.prompt[:80]}", result.target, parts)
+    answer = Tokens("The answer", _pieces(result), legend, note)
+    parts: list[Part] = [Cards(cards), answer, *trees, environment_facts(result.environment)]
+    verdict = f"{tokens} tokens in {len(result.steps)} steps of the target; acceptance length {length}."
+    return Report(f"Trace: {result.prompt[:80]}", verdict, result.target, parts)
 
 
 def drawn(result: Trace) -> list[Drawn]:

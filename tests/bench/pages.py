@@ -10,15 +10,14 @@ from vllm_eagle_plugin.benchmarks.cost_model import advise, fit
 from vllm_eagle_plugin.benchmarks.environment import environment
 from vllm_eagle_plugin.benchmarks.interleave import Block, Trial, row
 from vllm_eagle_plugin.benchmarks.methods import Method
-from vllm_eagle_plugin.benchmarks.report.acceptance_page import acceptance_page
-from vllm_eagle_plugin.benchmarks.report.speed_tables import compare_page
-from vllm_eagle_plugin.benchmarks.report.sweep_tables import sweep_page
-from vllm_eagle_plugin.benchmarks.report.trace_page import trace_page
+from vllm_eagle_plugin.benchmarks.report import report_of
+from vllm_eagle_plugin.benchmarks.report.page import render
+from vllm_eagle_plugin.benchmarks.report.trace_page import trace_report
 from vllm_eagle_plugin.benchmarks.schema import AcceptanceResult, Workload
 from vllm_eagle_plugin.benchmarks.session import Step
 from vllm_eagle_plugin.benchmarks.speed_schema import Compare, Difference, Sweep, Synthetic
 from vllm_eagle_plugin.benchmarks.step_watch import TraceStep
-from vllm_eagle_plugin.benchmarks.sweep import conditional_rates, hold_out, step_times
+from vllm_eagle_plugin.benchmarks.sweep import _measured, conditional_rates, hold_out, step_times
 from vllm_eagle_plugin.benchmarks.trace import Trace, explain
 
 from .synthetic import geometric
@@ -57,8 +56,12 @@ def timed(name: str, k: int, batch: int, step_seconds: float, questions: int = 1
 def compare_result() -> Compare:
     plain = timed("plain", 0, 1, 0.03)
     rows = [
-        row(trial, plain)
-        for trial in (plain, timed("a head with a long name, k=3", 3, 1, 0.04), timed("too fast, k=3", 3, 1, 0.01))
+        row(trial, plain, answers)
+        for trial, answers in (
+            (plain, {"identical": 12}),
+            (timed("a head with a long name, k=3", 3, 1, 0.04), {"identical": 9, "tied": 3}),
+            (timed("too fast, k=3", 3, 1, 0.01), {"identical": 10, "tied": 1, "wrong": 1}),
+        )
     ]
     difference = Difference(name="a head", question_id="7", position=3, plain_token=1, token=2, logit_gap=0.2, tie=True)
     return Compare(
@@ -79,11 +82,15 @@ def sweep_result() -> Sweep:
     better = Synthetic(
         acceptance_length=3, num_speculative_tokens=4, concurrency=1, predicted=1.9, measured=2.0, error=-0.05
     )
+    rows, tree_rows = (
+        [row(t, runs[0, b]) for (_, b), t in runs.items()],
+        [row(t, runs[0, t.concurrency]) for t in trees],
+    )
     return Sweep(
         target="a/target", prompts="builtin", prompts_sha256="", max_tokens=91, questions=12, engine={},
-        environment=environment(0.0), rows=[row(t, runs[0, b]) for (_, b), t in runs.items()], conditional=rates,
-        trees=[row(t, runs[0, t.concurrency]) for t in trees],
-        cost=cost, held_out=hold_out(runs), advice=advise(cost, rates, [1, 8]), synthetic=[better],
+        environment=environment(0.0), rows=rows, conditional=rates, trees=tree_rows,
+        cost=cost, held_out=hold_out(runs), advice=[_measured("a/target", a, rows + tree_rows) for a in advise(cost, rates, [1, 8])],
+        synthetic=[better],
     )  # fmt: skip
 
 
@@ -127,9 +134,9 @@ def tree_trace_result() -> Trace:
 def pages() -> dict[str, str]:
     """HTML by name."""
     return {
-        "acceptance": acceptance_page(acceptance_result()),
-        "compare": compare_page(compare_result()),
-        "sweep": sweep_page(sweep_result()),
-        "trace": trace_page(trace_result()),
-        "tree trace": trace_page(tree_trace_result()),
+        "acceptance": render(report_of(acceptance_result())),
+        "compare": render(report_of(compare_result())),
+        "sweep": render(report_of(sweep_result())),
+        "trace": render(trace_report(trace_result())),
+        "tree trace": render(trace_report(tree_trace_result())),
     }

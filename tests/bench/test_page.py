@@ -9,12 +9,30 @@ from typing import Any
 import numpy as np
 import pytest
 from playwright.sync_api import Browser
-from vllm_eagle_plugin.benchmarks.report.page import Bar, Bars, Cell, Grid, Notes, Piece, Tokens, render
+from vllm_eagle_plugin.benchmarks.report.page import (
+    Bar,
+    Bars,
+    Cell,
+    Grid,
+    Line,
+    Lines,
+    Notes,
+    Part,
+    Piece,
+    Report,
+    Tokens,
+    render,
+    round_ticks,
+)
 
 from vllm_eagle_plugin.errors import UsageError
 
 from .browser import DESKTOP, PHONE, open_page, pixels
 from .pages import pages
+
+
+def page_of(*parts: Part) -> str:
+    return render(Report("t", "v", "l", parts))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +70,11 @@ OVERLAPS = """() => [...document.querySelectorAll('.chart, svg')].flatMap(chart 
 @pytest.mark.parametrize("name", list(pages()))
 def test_charts_are_drawn(browser: Browser, files: dict[str, Path], name: str) -> None:
     page, _ = open_page(browser, files[name], DESKTOP, color_scheme="light")
-    drawn = {"acceptance": [".bar.a", ".bar.b", ".whisker"], "compare": [".bar.a", ".bar.c"], "sweep": ["svg"]}
+    drawn = {
+        "acceptance": [".bar.length", ".bar.time", ".whisker"],
+        "compare": [".bar.speed", ".bar.flag"],
+        "sweep": ["svg"],
+    }
     for selector in drawn.get(name, [".token.accepted"]):
         picture = pixels(page, selector)
         colours = np.unique((picture.reshape(-1, 3) * 255).astype(int), axis=0)
@@ -66,7 +88,7 @@ def test_charts_are_drawn(browser: Browser, files: dict[str, Path], name: str) -
 def test_bar_widths_are_the_figures(browser: Browser, tmp_path: Path) -> None:
     bars = Bars("b", [Bar("one", 0.25, "0.25"), Bar("two", 1.0, "1.00", low=0.5, high=0.75)], top=1.0)
     file = tmp_path / "p.html"
-    file.write_text(render("t", "l", [bars]))
+    file.write_text(page_of(bars))
     page, _ = open_page(browser, file, DESKTOP)
     box = {s: page.locator(s).first.bounding_box() for s in (".track", ".bar", ".whisker")}
     assert box[".bar"]["width"] / box[".track"]["width"] == pytest.approx(0.25, abs=0.01)
@@ -77,7 +99,7 @@ def test_bar_widths_are_the_figures(browser: Browser, tmp_path: Path) -> None:
 def test_tables_sort_by_mouse_and_keyboard(browser: Browser, tmp_path: Path) -> None:
     rows = [[Cell(n, n), Cell(str(v), v)] for n, v in (("b", 9.0), ("a", 10.0), ("c", -1.0))]
     file = tmp_path / "p.html"
-    file.write_text(render("t", "l", [Grid("g", ["name", "value"], rows)]))
+    file.write_text(page_of(Grid("g", ["name", "value"], rows)))
     page, _ = open_page(browser, file, DESKTOP)
     names = lambda: page.locator("tbody tr td:first-child").all_inner_texts()  # noqa: E731
     page.get_by_role("button", name="value").click()
@@ -129,7 +151,7 @@ def test_what_comes_from_outside_is_text(browser: Browser, tmp_path: Path) -> No
         Notes(evil, [evil]),
     ]
     file = tmp_path / "p.html"
-    file.write_text(render("safe", evil, parts))
+    file.write_text(render(Report("safe", evil, evil, parts)))
     page, wrong = open_page(browser, file, DESKTOP)
     assert page.title() == "safe"
     assert not wrong
@@ -142,3 +164,23 @@ def test_picture_formats() -> None:
 
     with pytest.raises(UsageError, match=r"\.png, \.svg, \.pdf"):
         check_format(Path("x.jpg"))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.692, 1.2, [0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2]),
+        (0.993, 1.0, [0.992, 0.994, 0.996, 0.998, 1.0]),
+        (1.0, 1.0, [1.0, 1.2]),
+        (0.0, 37.0, [0.0, 10.0, 20.0, 30.0, 40.0]),
+    ],
+)
+def test_ticks_are_round(low: float, high: float, ticks: list[float]) -> None:
+    assert round_ticks(low, high) == pytest.approx(ticks)
+
+
+def test_ticks_hold_the_figures() -> None:
+    chart = Lines("t", [Line("a", [(0.0, 0.69), (4.0, 1.23)])], "x", "y", level=1.0)
+    assert chart.y_ticks[0] <= 0.69
+    assert chart.y_ticks[-1] >= 1.23
+    assert chart.HEIGHT - chart.BOTTOM >= chart.py(0.69) > chart.py(1.23) >= chart.TOP

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 from vllm_eagle_plugin.benchmarks.methods import Method, drafting_of
-from vllm_eagle_plugin.benchmarks.report import write_sweep
-from vllm_eagle_plugin.benchmarks.report.sweep_tables import shapes
+from vllm_eagle_plugin.benchmarks.report import write_report
+from vllm_eagle_plugin.benchmarks.report.sweep_page import rows_at
 from vllm_eagle_plugin.benchmarks.speed_schema import Sweep
 from vllm_eagle_plugin.benchmarks.tree_shapes import tree_method
 
@@ -64,12 +64,12 @@ def test_drawn(tmp_path: Path) -> None:
     """Chains and trees of each batch size, plain decoding not among them."""
     result = sweep_result()
     page, picture, without = tmp_path / "s.html", tmp_path / "s.png", tmp_path / "w.png"
-    write_sweep(result, page, picture)
-    write_sweep(result.model_copy(update={"trees": []}), None, without)
+    write_report(result, page, picture)
+    write_report(result.model_copy(update={"trees": []}), None, without)
     for batch in (1, 8):
         assert f"Acceptance length by shape, concurrency {batch}" in page.read_text()
-        assert [r.name for r, _, _ in shapes(result, batch)] == [
-            "k=1", "k=2", "k=3", "k=4", "tree 4,2,1, at most 20 nodes", "tree auto/16",
+        assert [r.name for r in rows_at(result, batch)] == [
+            "plain", "k=1", "k=2", "k=3", "k=4", "tree 4,2,1, at most 20 nodes", "tree auto/16",
         ]  # fmt: skip
     assert imread(picture).shape[0] > 1.5 * imread(without).shape[0]
 
