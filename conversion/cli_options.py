@@ -38,6 +38,10 @@ def _declared(
     ] = None,
     fc_order: Annotated[str | None, typer.Option(help="Order of fc's columns: embed-hidden or hidden-embed.")] = None,
     embedding: Annotated[Path | None, typer.Option(help="File with the head's own embedding table.")] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(help="LoRA adapter to merge into the head (its folder), or none to leave out one beside it."),
+    ] = None,
     token_map: Annotated[
         Path | None, typer.Option(help="Tokens to draft from: a file of their ids. Cuts the lm_head to them.")
     ] = None,

@@ -10,6 +10,7 @@ import torch
 from ..errors import HeadError
 from ..targets.tensor_files import TENSOR_SUFFIXES, read_tensors
 from ..targets.weights import weight_map
+from .adapter import adapter_file, refuse_alone
 from .described import read_config
 
 #: Files beside weights that hold something else, by the start of their names.
@@ -17,7 +18,7 @@ _NOT_WEIGHTS = (
     "config.", "generation_config.", "tokenizer", "special_tokens_map.", "vocab.", "added_tokens.", "training_args.",
     "optimizer", "scheduler", "scaler", "random_states", "rng_state", "training_state_rank", "trainer_state",
     "zero_to_fp32", "hf_quant_config", "preprocessor_config", "chat_template", "modelopt_state", "adapter_config",
-    "merges.", "latest",
+    "adapter_model.", "merges.", "latest", "params.json",
 )  # fmt: skip
 _NOT_WEIGHTS_ENDS = ("_optim_states.pt", ".index.json", "optimizer_state_dict.pt", "scheduler_state_dict.pt")
 #: Side files that decide what a head drafts: `eagle_meta.pt`, a vocabulary mapping, a hot-token map.
@@ -38,6 +39,8 @@ class Files:
     config: Path | None
     side: tuple[Path, ...]
     notes: tuple[str, ...] = ()
+    #: Weights of a LoRA adapter that lies beside them.
+    adapter: Path | None = None
 
 
 def find_files(path: Path, config: Path | None = None) -> Files:
@@ -74,8 +77,13 @@ def _find_in(folder: Path, config: Path | None, root: Path) -> Files:
         if found is not None and config is None:
             check_inside(found, root)
         side = dict.fromkeys((*_side_files(folder), *_side_files(root)))
-        return Files(weights, found, tuple(s for s in side if s not in weights), tuple(notes))
+        beside = adapter_file(folder) or adapter_file(root)
+        if beside is not None:
+            check_inside(beside, root)
+        return Files(weights, found, tuple(s for s in side if s not in weights), tuple(notes), beside)
     _refuse_shards(folder)
+    if adapter_file(folder) is not None:
+        refuse_alone(folder)
     inner = inner or _deepspeed(folder)
     if inner:
         return _find_in(inner[0], config, root)

@@ -43,6 +43,8 @@ class Options:
     fc_order: str | None = None
     #: A file with the embedding table of a head that keeps it apart.
     embedding: Path | None = None
+    #: A LoRA adapter to merge into the head, or `none` for one beside it that is to be left out.
+    adapter: str | None = None
     #: A list of the target tokens that the rows of a reduced lm_head stand for.
     token_map: Path | None = None
     #: Tensors to leave out on purpose.

@@ -15,6 +15,7 @@ from pathlib import Path
 from ..errors import HeadError
 from ..targets.stored import Stored
 from ..targets.tensor_files import read_tensors
+from .adapter import is_lora, refuse_alone, refuse_unmerged
 from .described import Described
 from .files import config_of, find_files
 
@@ -45,6 +46,8 @@ class Source:
     notes: tuple[str, ...] = ()
     #: The key under which a trainer's checkpoint keeps the weights; empty where they stand by themselves.
     wrapper: str = ""
+    #: Weights of a LoRA adapter that lies beside the head's.
+    adapter: Path | None = None
 
     @cached_property
     def checksums(self) -> dict[str, str]:
@@ -105,6 +108,11 @@ def read_source(path: Path, config: Path | None = None) -> Source:
             "The weights of a head were expected",
             "Is it the right file?",
         )
+    lora = [name for name in stored if is_lora(name)]
+    if lora:
+        if len(lora) == len(stored):
+            refuse_alone(path)
+        refuse_unmerged(path, lora)
     for name, tensor in stored.items():
         if not tensor.numel:
             raise HeadError(
@@ -113,9 +121,16 @@ def read_source(path: Path, config: Path | None = None) -> Source:
                 "Gather sharded weights before the export (DeepSpeed ZeRO-3: zero_to_fp32.py)",
             )
     tensors, names = own_names(stored, dropped)
+    if not tensors:
+        raise HeadError(
+            f"all {len(stored)} tensors of {path} are of the target: {', '.join(list(stored)[:4])}",
+            "The weights of a head were expected beside them, or alone",
+            "Pass the folder of the head",
+        )
     read = (*files.weights, *files.side, *((files.config,) if files.config else ()))
     renamed = {name: original for name, original in names.items() if name != original}
-    return Source(path, read, tensors, Described(config_of(files)), side, renamed, dropped, files.notes, wrapper)
+    described = Described(config_of(files))
+    return Source(path, read, tensors, described, side, renamed, dropped, files.notes, wrapper, files.adapter)
 
 
 def read_table(path: Path) -> Stored:

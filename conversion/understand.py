@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import HeadError, UsageError
 from ..targets.hub import commit_of, download
 from ..targets.target import Target
+from .adapter import adapted
 from .detect import Detection, detect
 from .options import DTYPES, Options
 from .reading import Reader, Reading, flags_of
@@ -35,7 +36,7 @@ def understand(source: Source, target: Target, options: Options) -> tuple[Detect
     Raises:
         HeadError: no reader fits, several fit and differ, or the head is wrong.
     """
-    source = without(source, options.drop)
+    source = adapted(without(source, options.drop), options.adapter)
     detection = detect(source, options.producer)
     _check_options(detection.reader, options)
     reading = _read(detection, source, target, options)
