@@ -97,8 +97,20 @@ def adapted(source: Source, told: str | None) -> Source:
             )
         left = f"{source.adapter.name} beside it is left out (--adapter {NONE})"
         return replace(source, notes=(*source.notes, left))
+    return _merge(source, read_adapter(_located(told)))
+
+
+def adapter_files(told: str | None) -> tuple[Path, ...]:
+    """What `--adapter` adds to the files that a conversion reads."""
+    if told is None or told == NONE:
+        return ()
+    file = read_adapter(_located(told)).file
+    return file, file.parent / CONFIG
+
+
+def _located(told: str) -> Path:
     on_hub = not Path(told).exists() and told.count("/") == 1 and not told.startswith((".", "/", "~"))
-    return _merge(source, read_adapter(download(told, [CONFIG, *_FILES]) if on_hub else Path(told)))
+    return download(told, [CONFIG, *_FILES]) if on_hub else Path(told)
 
 
 def read_adapter(path: Path) -> Adapter:
@@ -186,8 +198,7 @@ def _merge(source: Source, adapter: Adapter) -> Source:
     for module, name in places.items():
         tensors[name] = _merged(tensors[name], *adapter.modules[module], adapter.scale(module))
     note = f"LoRA adapter {adapter.file.name} merged into {len(places)} weights"
-    files = (*source.files, adapter.file, adapter.file.parent / CONFIG)
-    return replace(source, tensors=tensors, notes=(*source.notes, note), files=files, adapter=None)
+    return replace(source, tensors=tensors, notes=(*source.notes, note))
 
 
 def _merged(weight: Stored, a: Stored, b: Stored, scale: float) -> Stored:

@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from .. import __version__
 from ..errors import HeadError
 from ..targets.hub import commit_of
 from ..targets.target import Target, read_target
+from .adapter import adapter_files
 from .detect import Detection
 from .options import Options
 from .reading import Reading
@@ -112,7 +113,8 @@ def convert(
         progress(count, total)
 
     with ThreadPoolExecutor(1) as pool:
-        checksums = pool.submit(lambda: source.checksums)  # reads every file once more, so beside the writing
+        read = replace(source, files=(*source.files, *adapter_files(options.adapter)))
+        checksums = pool.submit(lambda: read.checksums)  # reads every file once more, so beside the writing
         write_head(
             output,
             lambda: {**layout.config, "eagle_provenance": provenance(done, source, checksums.result())},

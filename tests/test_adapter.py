@@ -92,7 +92,7 @@ def test_is_merged_on_request(kind, head, target, tmp_path):
     done = convert(head, target, tmp_path / "out", Options(adapter=str(tmp_path / "lora")))
     assert_merged(head, tmp_path / "out", parts, dict.fromkeys(parts, ALPHA / RANK))
     provenance = json.loads((tmp_path / "out" / "config.json").read_text())["eagle_provenance"]
-    assert {f for f in provenance["files"] if f.startswith("adapter_")} >= {"adapter_config.json"}
+    assert {Path(f).stem for f in provenance["files"]} >= {"adapter_config", "adapter_model"}
     assert any("merged into 3 weights" in note for note in done.reading.notes)
 
 

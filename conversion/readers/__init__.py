@@ -4,6 +4,7 @@ from ..reading import Reader
 from . import (
     angelslim,
     automodel,
+    deepspec,
     feature,
     hass,
     modelopt,
@@ -19,7 +20,7 @@ from . import (
 )
 
 _MODULES = (
-    safeailab, hass, vllm_v0, sglang, speculators, automodel, safeailab3, specforge, angelslim, modelopt, vllm_layout,
+    safeailab, hass, vllm_v0, sglang, speculators, automodel, safeailab3, specforge, angelslim, deepspec, modelopt, vllm_layout,
     feature, surgery, projection,
 )  # fmt: skip
 

@@ -29,7 +29,7 @@ def recognise1(source: Source) -> Evidence | None:
 def recognise3(source: Source) -> Evidence | None:
     architecture = source.config.architecture
     if architecture == "LlamaEagle3DraftModel" and source.has("layers.0.self_attn.q_proj.weight"):
-        return Evidence([f"architectures is {architecture}"], strength=3)
+        return Evidence(["tensors layers.0.*", f"architectures is {architecture}"], strength=3)
     return None
 
 

@@ -29,7 +29,7 @@ _NORM_FLAGS = {"use_last_layernorm": "norm", "use_input_layernorm_in_first_layer
 
 def recognise(source: Source) -> Evidence | None:
     q, o = source.shape("layers.0.self_attn.q_proj.weight"), source.shape("layers.0.self_attn.o_proj.weight")
-    if len(q) != 2 or len(o) != 2:
+    if len(q) != 2 or len(o) != 2 or source.config.architecture == "PEagleDraftModel":  # SpecForge's
         return None
     nested = source.config.inside("eagle_config")
     marks = [key for key in _MARKS if nested.get(key) is not None]
