@@ -19,7 +19,7 @@ from .decoder import decoder_flags, take_layers
 from .described import Described
 from .embeddings import need_embedding, take_embedding
 from .intake import Intake
-from .missing import given_up
+from .missing import demand, given_up
 from .options import Options
 from .reading import Reading
 from .source import Source
@@ -58,6 +58,9 @@ def read_eagle3(
     described = described or top
     intake = Intake(source)
     fusion = _take_fusion(intake, target)
+    for flag, name in (("fc_norm", "fc_norm.0.weight"), ("norm_before_fc", "input_norm.weight")):
+        if _nested_flag(top, flag, None) and name not in intake.taken:
+            demand(source, [name], f"config.json says {flag} is true")
     prefix = "midlayer" if "midlayer.self_attn.q_proj.weight" in intake else "layers.0"
     for name in (f"{prefix}.input_layernorm", f"{prefix}.hidden_norm", "norm"):
         wanted = name.removeprefix(f"{prefix}.") not in meaning.optional_norms

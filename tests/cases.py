@@ -97,6 +97,12 @@ LAYOUTS: dict[str, Callable[[], HeadConfig]] = {
     "eagle3-four-aux": lambda: Eagle3Config(
         **{**_EAGLE3, "eagle_aux_hidden_state_layer_ids": [2, 4, 5, 7]}, num_aux_hidden_states=4
     ),
+    "eagle3-1": lambda: Eagle3Config(**_DEFAULT, draft_vocab_size=SUBSET, fc_norm=True, feedback="post_norm"),
+    "eagle3-deepspec": lambda: Eagle3Config(
+        **{**_EAGLE3, "eagle_aux_hidden_state_layer_ids": [1, 3, 4, 5, 7], "own_lm_head": False},
+        num_aux_hidden_states=5,
+        qk_norm=True,
+    ),
     "peagle": lambda: Eagle3Config(**_DEFAULT, draft_vocab_size=SUBSET, parallel_drafting=True, mask_token_id=7),
 }
 

@@ -65,7 +65,7 @@ def test_serves_exactly(name, made):
 
 @pytest.mark.parametrize("name", [name for name, fixture in FIXTURES.items() if fixture.same_as])
 def test_comes_out_equal_to_one_that_is_served(name, made):
-    assert FIXTURES[name].same_as in SERVED
+    assert FIXTURES[FIXTURES[name].same_as].same_as is None
     ours, served = made(name), made(FIXTURES[name].same_as)
     assert ours.config == served.config
     assert set(ours.tensors) == set(served.tensors)
@@ -160,6 +160,48 @@ def test_a_window_that_speculators_trained_within_is_noted(kind, noted, target_f
     _edit(made.trained, transformer_layer_config={**layers, "layer_types": [kind], "sliding_window": 2048})
     done = convert(made.trained, str(made.target.folder), tmp_path / "again")
     assert any("attend within 2048 tokens" in note for note in done.reading.notes) is noted
+
+
+def test_norm_output_of_nobodys_in_particular_is_not_guessed(target_for, tmp_path):
+    """SpecForge and EAGLE-3.1 use these names alike, and feed back different streams."""
+    made = make("vllm-eagle3: EAGLE-3.1, unmarked", target_for, tmp_path)
+    with pytest.raises(HeadError, match=r"differ in feedback: (pre_norm or post_norm|post_norm or pre_norm)"):
+        convert(made.trained, str(made.target.folder), tmp_path / "again")
+    told = Options(producer="specforge")
+    done = convert(made.trained, str(made.target.folder), tmp_path / "again", told, dry_run=True)
+    assert done.reading.config.feedback == "pre_norm"
+
+
+@pytest.mark.parametrize(
+    "name", ["vllm-eagle3: EAGLE-3.1", "automodel-eagle3: EAGLE-3.1", "speculators-eagle3: EAGLE-3.1"]
+)
+def test_norms_that_a_config_speaks_of_are_missed(name, target_for, tmp_path):
+    made = make(name, target_for, tmp_path)
+    file = next(made.trained.rglob("model.safetensors"))
+    save_file({n: t for n, t in load_file(file).items() if "fc_norm" not in n}, file)
+    with pytest.raises(HeadError, match="fc_norm.0.weight is missing, and config.json says fc_norm is true"):
+        convert(made.trained, str(made.target.folder), tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"num_hidden_layers": 2}, "each of them reads the embedding"),
+        ({"target_layer_ids": [0, 2, 3, 4, 7]}, "has the target's last layer"),
+        ({"target_layer_ids": [0, 2, 3, 4]}, "names 4 layers"),
+    ],
+)
+def test_what_vllm_cannot_do_with_deepspecs_heads(changed, what, target_for, tmp_path):
+    made = make("deepspec", target_for, tmp_path)
+    _edit(made.trained, **changed)
+    with pytest.raises(HeadError, match=what):
+        convert(made.trained, str(made.target.folder), tmp_path / "again")
+
+
+def test_rope_scaling_that_specforges_peagle_does_not_train_with(target_for, tmp_path):
+    made = make("specforge-peagle", target_for, tmp_path)
+    assert made.config["rope_parameters"] == {"rope_type": "default", "rope_theta": 10000.0}
+    assert any("trains without" in note for note in made.done.reading.notes)
 
 
 def _edit(folder, **changed):

@@ -19,6 +19,8 @@ from ..source import Source
 def recognise(source: Source) -> Evidence | None:
     if source.config.get("_torchspec_version") and source.has("fc.weight"):
         return Evidence([f"_torchspec_version is {source.config.get('_torchspec_version')}"], strength=3)
+    if _later(source):
+        return Evidence(["tensors midlayer.*", "norm_output is true, as in EAGLE-3.1"], strength=3)
     q, o = source.shape("layers.0.self_attn.q_proj.weight"), source.shape("layers.0.self_attn.o_proj.weight")
     if len(q) != 2 or len(o) != 2 or q[1] != 2 * o[0] or source.config.get("eagle_config"):
         return None
@@ -26,6 +28,16 @@ def recognise(source: Source) -> Evidence | None:
     if source.config.get("eagle_aux_hidden_state_layer_ids"):
         return Evidence([*points, "layer ids at the top of the config, where vLLM reads them"], strength=3)
     return Evidence(points)
+
+
+def _later(source: Source) -> bool:
+    """EAGLE-3.1 (arXiv 2605.09992) under SpecForge's names, where nothing says that SpecForge wrote it: `norm_output`
+    is another thing there."""
+    config = source.config
+    named = config.architecture == "LlamaForCausalLMEagle3" and source.has(
+        "fc.weight", "midlayer.self_attn.q_proj.weight"
+    )
+    return named and bool(config.flag("norm_output")) and not {"eagle_config", "target_model_type"} & set(config.values)
 
 
 def read(source: Source, target: Target, options: Options) -> Reading:

@@ -117,8 +117,42 @@ def torchspec_native(head: ReferenceHead, folder: Path) -> None:
 def _torchspec_config(head: ReferenceHead, **more: Any) -> dict[str, Any]:
     return llama(
         head.config, architectures=["LlamaForCausalLMEagle3"], draft_vocab_size=head.config.draft_vocab,
-        _torchspec_version="0.1.0", **more,
+        **{"_torchspec_version": "0.1.0", **more},
     )  # fmt: skip
+
+
+def torchspec31(head: ReferenceHead, folder: Path, **more: Any) -> None:
+    """EAGLE-3.1 with the native names: a norm for each state before fc, the stream behind the last norm fed back."""
+    assert isinstance(head.config, Eagle3Config)
+    save_safetensors({**as_midlayer(state_of(head)), **vocabulary(head)}, folder)
+    flags = {
+        "fc_norm": True,
+        "norm_output": True,
+        "eagle_aux_hidden_state_layer_ids": layer_outputs(head.config),
+        **more,
+    }
+    save_config(_torchspec_config(head, **flags), folder)
+
+
+def torchspec31_unmarked(head: ReferenceHead, folder: Path) -> None:
+    """The same from an exporter that leaves no mark: SpecForge writes these names too, and means something else."""
+    torchspec31(head, folder, _torchspec_version=..., eagle_aux_hidden_state_layer_ids=...)
+
+
+def deepspec(head: ReferenceHead, folder: Path) -> None:
+    """`Qwen3Eagle3Model`: the target's config with five of its layers' outputs, frozen copies of both tables."""
+    assert isinstance(head.config, Eagle3Config)
+    assert head.target_embedding is not None
+    assert head.target_lm_head is not None
+    tables = {"embed_tokens.weight": head.target_embedding, "lm_head.weight": head.target_lm_head}
+    save_safetensors({**state_of(head), **tables}, folder)
+    more = {
+        "target_layer_ids": layer_outputs(head.config), "num_target_layers": DEEP, "ttt_length": 7,
+        "step_loss_decay": 0.8, "draft_num_hidden_layers": 1, "target_model_name_or_path": "target",
+        "layer_types": ["full_attention"], "attention_bias": False, "attention_dropout": 0.0, "head_dim": 32,
+        "sliding_window": None, "use_sliding_window": False, "max_window_layers": DEEP,
+    }  # fmt: skip
+    save_config(llama(head.config, architectures=["Qwen3Eagle3Model"], model_type="qwen3", **more), folder)
 
 
 def for_vllm(head: ReferenceHead, folder: Path) -> None:
@@ -177,7 +211,12 @@ def _automodel(head: ReferenceHead, folder: Path, state: dict[str, torch.Tensor]
     inner = folder / "model" / "consolidated"
     save_safetensors(state, inner)
     more = {"draft_vocab_size": head.config.draft_vocab, "target_hidden_size": head.config.hidden_size}
-    flags = {"fc_norm": False, "norm_output": False, "parallel_drafting": False}
+    assert isinstance(head.config, Eagle3Config)
+    flags = {
+        "fc_norm": head.config.fc_norm,
+        "norm_output": head.config.feedback == "post_norm",
+        "parallel_drafting": False,
+    }
     save_config(llama(head.config, architectures=["LlamaEagle3DraftModel"], **more, **flags), inner)
     mask = marked(head.config, head.d2t)
     meta = {"global_step": 10, "epoch": 2, "selected_token_ids": ids, "selected_token_mask": mask}
@@ -204,12 +243,28 @@ FIXTURES = {
     "vllm-eagle3": Fixture("vllm-eagle3", write=for_vllm, same_as=_SERVED, **_REDUCED),
     "vllm-eagle3: TorchSpec": Fixture("vllm-eagle3", write=torchspec, same_as=_SERVED, **_REDUCED),
     "vllm-eagle3: TorchSpec, native": Fixture("vllm-eagle3", write=torchspec_native, same_as=_SERVED, **_REDUCED),
+    "vllm-eagle3: EAGLE-3.1": Fixture("vllm-eagle3", "eagle3-1", torchspec31, layers=DEEP),
+    "vllm-eagle3: EAGLE-3.1, unmarked": Fixture(
+        "vllm-eagle3",
+        "eagle3-1",
+        torchspec31_unmarked,
+        {"producer": "vllm-eagle3"},
+        layers=DEEP,
+        same_as="vllm-eagle3: EAGLE-3.1",
+    ),
+    "deepspec": Fixture("deepspec", "eagle3-deepspec", deepspec, layers=DEEP),
     "speculators-eagle3": Fixture("speculators-eagle3", write=speculators, same_as=_SERVED, **_REDUCED),
     "speculators-eagle3: fc_norm": Fixture(
         "speculators-eagle3", "eagle3-default-fc-norm", speculators, layers=DEEP, same_as="specforge: fc_norm"
+    ),
+    "speculators-eagle3: EAGLE-3.1": Fixture(
+        "speculators-eagle3", "eagle3-1", speculators, layers=DEEP, same_as="vllm-eagle3: EAGLE-3.1"
     ),
     "speculators-eagle3: Qwen3": Fixture("speculators-eagle3", "eagle3-qwen3", speculators, layers=DEEP),
     "speculators-eagle3: four states": Fixture("speculators-eagle3", "eagle3-four-aux", speculators, layers=DEEP),
     "automodel-eagle3": Fixture("automodel-eagle3", write=automodel, **_REDUCED),
     "automodel-eagle3: buffers": Fixture("automodel-eagle3", write=automodel_buffers, same_as=_SERVED, **_REDUCED),
+    "automodel-eagle3: EAGLE-3.1": Fixture(
+        "automodel-eagle3", "eagle3-1", automodel_buffers, layers=DEEP, same_as="vllm-eagle3: EAGLE-3.1"
+    ),
 }

@@ -78,6 +78,14 @@ FACTS = {
         "reads layers off by one, without a word; with `norm_output: true` feeds back the wrong stream, without a "
         "word; refuses `d2t` for the whole vocabulary; with neither: serves",
     ),
+    "specforge-peagle": (
+        "layer ids nested and counted as outputs of layers; a RoPE scaling in its config is not trained with",
+        "reads layers off by one, without a word; needs `parallel_drafting` said",
+    ),
+    "deepspec": (
+        "the target's config; five layers in `target_layer_ids`, counted as outputs; frozen copies of both tables",
+        "refuses the architecture",
+    ),
     "angelslim": (
         "trained with RoPE base 10000, whatever config.json says (multimodal RoPE excepted)",
         "uses the config's RoPE base, without a word",
