@@ -179,7 +179,7 @@ def test_norms_that_a_config_speaks_of_are_missed(name, target_for, tmp_path):
     made = make(name, target_for, tmp_path)
     file = next(made.trained.rglob("model.safetensors"))
     save_file({n: t for n, t in load_file(file).items() if "fc_norm" not in n}, file)
-    with pytest.raises(HeadError, match="fc_norm.0.weight is missing, and config.json says fc_norm is true"):
+    with pytest.raises(HeadError, match=r"fc_norm\.0\.weight is missing, and config.json says fc_norm is true"):
         convert(made.trained, str(made.target.folder), tmp_path / "again")
 
 
