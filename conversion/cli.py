@@ -99,6 +99,8 @@ def convert(
         console.print(f"verified: {_sentence(result['verification'])}")
     console.print("\nServe it:" if done.written else "\nIt would be served by:")
     print(result["serve"])
+    console.print("\nor, as it names its target itself:")
+    print(result["serve_alone"])
 
 
 def _sentence(figures: dict[str, Any]) -> str:

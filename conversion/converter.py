@@ -16,6 +16,7 @@ from ..targets.hub import commit_of
 from ..targets.target import Target, read_target
 from .adapter import adapter_files
 from .detect import Detection
+from .one_word import one_word
 from .options import Options
 from .reading import Reading
 from .route import Layout, choose_layout
@@ -42,16 +43,30 @@ class Conversion:
     verification: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def tokens(self) -> int:
+        """num_speculative_tokens to begin with."""
+        return self.reading.config.max_draft_tokens or 3
+
+    @property
     def serve_command(self) -> str:
         """The line to paste into a shell."""
-        limit = self.reading.config.max_draft_tokens
         speculative = {
             "method": self.reading.config.method,
             "model": str(self.output),
-            "num_speculative_tokens": limit or 3,
+            "num_speculative_tokens": self.tokens,
             **self.layout.speculative,
         }
         return f"vllm serve {shlex.quote(self.target.name)} --speculative-config {shlex.quote(json.dumps(speculative))}"
+
+    @property
+    def serve_alone(self) -> str:
+        """The same in one word: the head names its target (`one_word`)."""
+        return f"vllm serve {shlex.quote(str(self.output))}"
+
+    def written_config(self) -> dict[str, Any]:
+        """What is written as config.json, but for the provenance."""
+        parallel = bool(self.layout.speculative.get("parallel_drafting"))
+        return {**self.layout.config, **one_word(self.reading.config.method, self.tokens, parallel, self.target)}
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -68,6 +83,7 @@ class Conversion:
             "output": str(self.output),
             "written": self.written,
             "serve": self.serve_command,
+            "serve_alone": self.serve_alone,
             "verification": self.verification,
         }
 
@@ -117,7 +133,7 @@ def convert(
         checksums = pool.submit(lambda: read.checksums)  # reads every file once more, so beside the writing
         write_head(
             output,
-            lambda: {**layout.config, "eagle_provenance": provenance(done, source, checksums.result())},
+            lambda: {**done.written_config(), "eagle_provenance": provenance(done, source, checksums.result())},
             layout.tensors,
             force,
             extra=_tokenizer_files(target) if tokenizer else (),

@@ -10,7 +10,7 @@ from .readers import READERS
 from .reading import Reader
 from .source import Source
 
-_SURE = {3: "certain", 2: "likely", 1: "possible"}
+_SURE = {4: "certain", 3: "certain", 2: "likely", 1: "possible"}
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Why a source looks like a producer's. `strength`: 3 its own marks, 2 its layout, 1 a layout it shares."""
+    """Why a source looks like a producer's. `strength`: 4 we wrote it, 3 its own marks, 2 its layout, 1 a layout it shares."""
 
     points: list[str]
     strength: int = 2

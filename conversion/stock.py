@@ -113,7 +113,8 @@ def _refused_tensors(source: Source, config: Any, stored: list[str]) -> Iterator
 
 def _ruins(source: Source, config: TransformerHeadConfig, reading: Reading, target: Target) -> Iterator[str]:
     top = source.config
-    layers = top.inside("transformer_layer_config") if top.get("speculators_model_type") else top
+    rebuilt = top.get("speculators_model_type") and not top.get("model_type")
+    layers = top.inside("transformer_layer_config") if rebuilt else top
     described = top.inside("model") if top.get("model_type") == "eagle" else layers
     yield from _wrong_numbers(described, config)
     if config.fc_bias:

@@ -20,8 +20,11 @@ from transformers import AutoConfig, PretrainedConfig
 
 from .errors import HeadError
 
-#: Keys a config may carry besides its own flags (provenance, and what servers expect to read).
-EXTRA_KEYS = {"eagle_provenance", "eagle_config", "target_layer_count", "num_lookahead_tokens"}
+#: Keys a config may carry besides its own flags (provenance, and what servers read, `vllm serve HEAD` among it).
+EXTRA_KEYS = {
+    "eagle_provenance", "eagle_config", "target_layer_count", "num_lookahead_tokens",
+    "speculators_config", "speculators_model_type", "transformer_layer_config",
+}  # fmt: skip
 
 
 class HeadConfig(PretrainedConfig):

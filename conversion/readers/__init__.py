@@ -4,6 +4,7 @@ from ..reading import Reader
 from . import (
     angelslim,
     automodel,
+    converted,
     deepspec,
     feature,
     hass,
@@ -21,7 +22,7 @@ from . import (
 
 _MODULES = (
     safeailab, hass, vllm_v0, sglang, speculators, automodel, safeailab3, specforge, angelslim, deepspec, modelopt, vllm_layout,
-    feature, surgery, projection,
+    feature, surgery, projection, converted,
 )  # fmt: skip
 
 #: Every producer by name, in the order the documentation lists them.

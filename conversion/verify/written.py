@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ _EAGLE3 = (
     "draft_vocab_size", "target_hidden_size", "num_aux_hidden_states", "eagle_aux_hidden_state_layer_ids",
     "norm_before_residual", "norm_before_fc", "fc_norm",
 )  # fmt: skip
-_OURS_ONLY = ("eagle_provenance",)
+#: What is written beside the flags: where the head is from, and what a server reads to find its target.
+_BESIDES = ("eagle_provenance", "speculators_config", "speculators_model_type", "transformer_layer_config")
 
 
 def read_written(folder: Path, embedding: Tensor, lm_head: Tensor) -> ReferenceHead:
@@ -34,7 +36,7 @@ def read_written(folder: Path, embedding: Tensor, lm_head: Tensor) -> ReferenceH
     """
     described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     tensors = load_file(folder / "model.safetensors")
-    config = _config(described, tensors)
+    config = written_config(described, tensors)
     compare_tensors(expected_tensors(config), {name: tuple(t.shape) for name, t in tensors.items()})
     head = build_reference(config)
     head.load_state_dict({n: t if n == "d2t" else t.float() for n, t in tensors.items()})
@@ -42,10 +44,11 @@ def read_written(folder: Path, embedding: Tensor, lm_head: Tensor) -> ReferenceH
     return head.eval()
 
 
-def _config(described: dict[str, Any], tensors: dict[str, Tensor]) -> HeadConfig:
+def written_config(described: dict[str, Any], tensors: Mapping[str, Any]) -> HeadConfig:
+    """What a written config.json says with these tensors beside it."""
     kind = described.get("model_type")
     if kind in HEAD_CONFIGS:
-        return HEAD_CONFIGS[kind].from_dict({k: v for k, v in described.items() if k not in _OURS_ONLY})
+        return HEAD_CONFIGS[kind].from_dict({k: v for k, v in described.items() if k not in _BESIDES})
     # Stock vLLM's llama classes: what they make of these keys, not what we meant by them.
     common: dict[str, Any] = {name: described[name] for name in _SHARED if name in described}
     own = {"own_embedding": "embed_tokens.weight" in tensors, "own_lm_head": "lm_head.weight" in tensors}
