@@ -74,11 +74,19 @@ def shards(head: ReferenceHead, folder: Path, kind: str) -> None:
     save_config(llama(head.config), folder)
 
 
+def converted(head: ReferenceHead, folder: Path) -> None:
+    """What this package writes itself."""
+    save_safetensors(state_of(head), folder)
+    provenance = {"converter": "vllm-eagle-plugin 0.1.0", "producer": "safeailab-eagle", "method": head.config.method}
+    save_config({**head.config.to_dict(), "eagle_provenance": provenance}, folder)
+
+
 def _of(write: Callable[[ReferenceHead, Path], None], config: str | None = None) -> Fixture:
     return Fixture("safeailab-eagle", "eagle-fc-bias", write, config=config, same_as="safeailab-eagle")
 
 
 FIXTURES = {
+    "converted": Fixture("converted", "eagle-fc-bias", converted, same_as="safeailab-eagle"),
     "accelerate folder, bin": _of(partial(accelerate, kind="bin"), _CONFIG),
     "accelerate folder, safetensors": _of(partial(accelerate, kind="safetensors"), _CONFIG),
     "DeepSpeed folder": _of(deepspeed, _CONFIG),

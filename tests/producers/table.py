@@ -101,6 +101,7 @@ FACTS = {
     ),
     "feature": ("no config: `--token-pairing` must be said; own embeddings apart", "refuses: no attention layer"),
     "surgery": ("copies of the target's embedding and lm_head", "refuses the config"),
+    "converted": ("read back as it was written", "serves what needs no plugin; refuses our architectures without it"),
     "projection": ("plain matrices, no config: `--token-pairing` must be said", "refuses: no attention layer"),
 }
 INTRODUCTION = """# Producers
