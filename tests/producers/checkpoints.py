@@ -78,7 +78,7 @@ def converted(head: ReferenceHead, folder: Path) -> None:
     """What this package writes itself."""
     save_safetensors(state_of(head), folder)
     provenance = {"converter": "vllm-eagle-plugin 0.1.0", "producer": "safeailab-eagle", "method": head.config.method}
-    save_config({**head.config.to_dict(), "eagle_provenance": provenance}, folder)
+    save_config({**head.config.to_dict(), "max_position_embeddings": 2048, "eagle_provenance": provenance}, folder)
 
 
 def _of(write: Callable[[ReferenceHead, Path], None], config: str | None = None) -> Fixture:
