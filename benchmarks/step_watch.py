@@ -14,7 +14,7 @@ from unittest import mock
 
 from torch import Tensor
 
-from ..compat.running import runner_of
+from ..compat.running import drafter_of, runner_of
 from ..errors import HeadError
 from ..tree.tree import Tree
 
@@ -73,11 +73,9 @@ class StepWatch:
         try:
             self._runner = runner_of(llm)
             self._runner.model.compute_logits  # noqa: B018 (asks whether it is there)
-            self._runner.propose_draft_token_ids  # noqa: B018
+            self._drafter = drafter_of(llm)
         except AttributeError as error:
-            raise HeadError(
-                f"this vLLM's runner cannot be watched: {error}", "The V1 model runner was expected"
-            ) from None
+            raise HeadError(f"this vLLM's runner cannot be watched: {error}", "One of vLLM's was expected") from None
 
     def __enter__(self) -> StepWatch:
         runner, self._stack = self._runner, ExitStack()
@@ -88,9 +86,11 @@ class StepWatch:
             self._stack.callback(observers.remove, self)
             return self
         self._wrap(runner.model, "compute_logits", self._target)
-        if getattr(runner, "drafter", None) is not None:
+        if hasattr(runner, "propose_draft_token_ids"):  # V1, whose drafters do not all have one `propose`
             self._wrap(runner, "propose_draft_token_ids", self._proposed)
-        draft_model: Any = getattr(getattr(runner, "drafter", None), "model", None)
+        elif self._drafter is not None:
+            self._wrap(self._drafter, "propose", self._proposed)
+        draft_model: Any = getattr(self._drafter, "model", None)
         if callable(getattr(draft_model, "compute_logits", None)):
             self._wrap(draft_model, "compute_logits", lambda logits, hidden: self._draft_logits.append(logits))
             if hasattr(draft_model, "get_top_tokens"):  # a shortcut past the logits: have them computed after all

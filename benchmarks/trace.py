@@ -83,6 +83,7 @@ def trace(target: str, method: Method, prompt: str, sampling: Sampling, options:
     from transformers import AutoTokenizer
 
     load_before = load()
+    options = {"async_scheduling": False, **options}  # or tokens would come out after the next step's drafts
     asked = (
         Question(0, "0", messages=({"role": "user", "content": prompt},)) if chat else Question(0, "0", prompt=prompt)
     )

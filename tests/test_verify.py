@@ -73,6 +73,7 @@ def test_plain_verification_of_each_family(case, made):
 
 
 @pytest.mark.engine
+@pytest.mark.v2
 @pytest.mark.parametrize("case", ["feature", "eagle-fc-bias", "eagle3-reduced"])
 def test_verification_in_vllm(case, made):
     target, folder, done = made(case)

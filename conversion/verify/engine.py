@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...compat.running import runner_of
+from ...compat.running import drafter_of, proposed_from, runner_of
 from .compare import Drafted
 
 #: Tokens asked for at once.
@@ -22,12 +22,12 @@ _ROUNDS = 12
 class Watch:
     """Keeps what a drafter of vLLM's proposes, and the logits of every step, for the columns `ids` (all if None)."""
 
-    def __init__(self, runner: Any, ids: Tensor | None) -> None:
-        self._runner, self._ids = runner, ids
+    def __init__(self, llm: Any, ids: Tensor | None) -> None:
+        self._runner, self._ids = runner_of(llm), ids
         self._logits: list[Tensor] | None = None
         #: (request, position): drafts and logits [k, Vd].
         self.seen: dict[tuple[str, int], tuple[list[int], Tensor]] = {}
-        drafter = runner.drafter
+        drafter = drafter_of(llm)
         self._propose, self._compute = drafter.propose, drafter.model.compute_logits
         drafter.propose = self.propose  # on these objects only, so that any class of proposer is watched alike
         drafter.model.compute_logits = self.compute_logits
@@ -35,20 +35,18 @@ class Watch:
             self._top = drafter.model.get_top_tokens
             drafter.model.get_top_tokens = self.get_top_tokens
 
-    def propose(self, num_speculative_tokens: int, *args: Any, **kwargs: Any) -> Any:
-        from ...serving.proposer_v1 import sampled_rows
-
-        rows = sampled_rows(kwargs["token_indices_to_sample"], kwargs["common_attn_metadata"])
-        positions = kwargs["target_positions"][rows].tolist()  # read now what drafting overwrites
+    def propose(self, *args: Any, **kwargs: Any) -> Any:
+        requests, at = proposed_from(self._runner, args, kwargs)
+        positions = at.tolist()  # read now what drafting overwrites
         self._logits = []
-        drafts = self._propose(num_speculative_tokens, *args, **kwargs)
+        drafts = self._propose(*args, **kwargs)
         steps = [logits.float().cpu() for logits in self._logits]
         self._logits = None
         if len(steps) == 1 and len(drafts) and len(steps[0]) == drafts.numel():  # all steps in one pass
             stacked = steps[0].view(len(drafts), -1, steps[0].shape[-1])
         else:
             stacked = torch.stack([s[: len(drafts)] for s in steps], 1)
-        for row, (request, position) in enumerate(zip(self._runner.input_batch.req_ids, positions, strict=True)):
+        for row, (request, position) in enumerate(zip(requests, positions, strict=True)):
             kept = stacked[row] if self._ids is None else stacked[row][:, self._ids]
             self.seen[request, position] = drafts[row].tolist(), kept
         return drafts
@@ -83,7 +81,7 @@ def draft(
         disable_log_stats=True, speculative_config={"model": str(head), **speculative},
     )  # fmt: skip
     try:
-        watch = Watch(runner_of(llm), ids)
+        watch = Watch(llm, ids)
         params = SamplingParams(temperature=0.0, max_tokens=_ROUND, ignore_eos=True, detokenize=False)
         texts, drafted, count = [list(p) for p in prompts], [], 0
         for _ in range(_ROUNDS):

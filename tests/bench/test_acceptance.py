@@ -142,6 +142,7 @@ def test_seeds_ask_everything_again(engine: Engine) -> None:
     assert sorted((r.seed, r.question) for r in records) == [(s, q) for s in (1, 2) for q in range(3)]
 
 
+@pytest.mark.v2
 def test_steps_are_timed(engine: Engine, result: AcceptanceResult) -> None:
     """Every decode step is seen once, and its parts are within its whole."""
     times = result.eagle.step_ms
@@ -182,6 +183,7 @@ def test_interrupted_runs_keep_what_is_done(engine: Engine, monkeypatch: pytest.
     assert len(run(engine, questions(2), Sampling(max_tokens=5))) == 2, "what was running should have been aborted"
 
 
+@pytest.mark.v2
 def test_trace(engine: Engine, language: Language) -> None:
     """Every step as the languages say, with both models' probabilities; afterwards nothing is watched any more."""
     asked = questions(3)[2]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from vllm.v1.spec_decode.eagle import EagleProposer
 
+from ..compat.running import sampled_rows
 from ..configs import AttentionFreeConfig
 from ..preflight import draft_config, is_ours
 from ..record import Proposal, observers, record_to_file
@@ -137,10 +138,3 @@ class AttentionFreeProposer(HeadProposer):
     @property
     def _lagging(self) -> bool:
         return self.model.head_config.token_pairing == "same"
-
-
-def sampled_rows(token_indices_to_sample: Tensor | None, common_attn_metadata: Any) -> Tensor:
-    """Rows [B] of each request's last verified position among the tokens of a step."""
-    if token_indices_to_sample is None:
-        return common_attn_metadata.query_start_loc[1:] - 1
-    return token_indices_to_sample

@@ -20,6 +20,7 @@ from vllm.v1.worker.gpu.spec_decode.eagle.speculator import EagleSpeculator
 from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 from vllm.v1.worker.gpu.spec_decode.utils import get_pp_safe_draft_load_config
 
+from ..compat.running import sampled_rows_v2
 from ..configs import AttentionFreeConfig
 from ..preflight import draft_config
 from ..record import Proposal, observers, record_to_file
@@ -91,7 +92,7 @@ class HeadSpeculator(HeadDrafting, EagleSpeculator):
             num_rejected, last_sampled, next_prefill_tokens, *args, dummy_run=dummy_run, **kwargs,
         )  # fmt: skip
         if observers and not dummy_run:
-            row = last_rows(input_batch, num_rejected)
+            row = sampled_rows_v2(input_batch, num_rejected)
             tokens = next_tokens(input_batch, num_sampled, last_sampled, next_prefill_tokens)
             _report(input_batch, row, tokens, drafts)
         return drafts
@@ -151,7 +152,7 @@ class AttentionFreeSpeculator(HeadDrafting):
         if wanted == 0:
             return drafts.fill_(-1)
         self._copy_request_inputs(requests, input_batch.idx_mapping, temperature, seeds, dummy_run=dummy_run)
-        row = last_rows(input_batch, num_rejected)
+        row = sampled_rows_v2(input_batch, num_rejected)
         self.hidden[:requests] = last_hidden_states[row]
         self.previous[:requests] = input_batch.input_ids[row]
         self.tokens[:requests] = next_tokens(input_batch, num_sampled, last_sampled, next_prefill_tokens)
@@ -178,12 +179,6 @@ class AttentionFreeSpeculator(HeadDrafting):
                 self.steps[step], self.draft_logits,
             )  # fmt: skip
             self.draft_tokens[:rows, step] = tokens
-
-
-def last_rows(input_batch: Any, num_rejected: Tensor) -> Tensor:
-    """Rows [B] of each request's last verified position among the tokens of a step."""
-    requests = input_batch.num_reqs
-    return input_batch.query_start_loc[1 : requests + 1].long() - 1 - num_rejected[:requests]
 
 
 def next_tokens(input_batch: Any, num_sampled: Tensor, last_sampled: Tensor, next_prefill_tokens: Tensor) -> Tensor:
