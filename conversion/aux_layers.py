@@ -43,6 +43,9 @@ def aux_layers(
     """
     told = options.aux_ids_convention
     if options.aux_ids is not None:
+        for place in (described, *(described.inside(outer) for outer, _ in _NESTED)):
+            for key in (KEY, *(inner for _, inner in _NESTED)):
+                place.get(key)  # accounted for by what the user says instead
         ids, convention, where = list(options.aux_ids), told or "boundary", "--aux-ids"
     else:
         listed, where = _listed(described)
@@ -69,14 +72,16 @@ def aux_layers(
 
 
 def _listed(described: Described) -> tuple[list[int] | None, str]:
-    ids = described.layers(KEY)
-    if ids is not None:
-        return ids, KEY
-    for outer, inner in _NESTED:
-        ids = described.inside(outer).layers(inner)
-        if ids is not None:
-            return ids, f"{outer}.{inner}"
-    return None, ""
+    found = {KEY: described.layers(KEY)}
+    found |= {f"{outer}.{inner}": described.inside(outer).layers(inner) for outer, inner in _NESTED}
+    said = {where: ids for where, ids in found.items() if ids is not None}
+    if len({tuple(ids) for ids in said.values()}) > 1:
+        raise HeadError(
+            f"config.json lists layers in more than one place: {', '.join(f'{w} {i}' for w, i in said.items())}",
+            "One list was expected",
+            "Pass the layers it was trained on: --aux-ids",
+        )
+    return next(((ids, where) for where, ids in said.items()), (None, ""))
 
 
 def _default(intake: Intake, target: Target, count: int) -> list[int]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import HeadError
+from ..targets.stored import Stored
 from ..targets.target import Target
 from .described import Described
 from .intake import Intake
 from .options import Options
+from .rope import UNKNOWN, Rope, RopeMeaning
+from .windows import Windows, read_window
 
-DEFAULT_THETA = 10000.0
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
 
@@ -55,47 +59,99 @@ def _take_layer(intake: Intake, theirs: str, ours: str, needs_norm: bool | None)
     intake.take(f"{theirs}.post_attention_layernorm.weight", f"{ours}.post_attention_layernorm.weight", (None,))
 
 
+@dataclass(frozen=True)
+class LayerMeaning:
+    """What a producer's decoder layers do that their tensors do not show."""
+
+    rope: RopeMeaning = UNKNOWN
+    windows: Windows = Windows.UNKNOWN
+    #: Whether its layers have biases wherever `attention_bias` and `mlp_bias` say so.
+    flagged_biases: bool = False
+
+
+def if_named(options: Options, rope: RopeMeaning) -> dict[str, Any]:
+    """The layers of a trainer that only its layout speaks for: others use that layout, so its code counts if the user
+    names it."""
+    return {"rope": rope, "windows": Windows.IGNORED} if options.producer else {}
+
+
 def decoder_flags(
-    intake: Intake, described: Described, options: Options, target: Target, width: int, theta: float | None = None
+    intake: Intake, described: Described, options: Options, target: Target, width: int, meaning: LayerMeaning
 ) -> dict[str, Any]:
-    """Flags of the layers taken. `theta`: the RoPE base this producer trains with, whatever the config says."""
+    """Flags of the layers taken."""
     taken = intake.taken
     q, k = (taken[f"layers.0.self_attn.{name}.weight"] for name in ("q_proj", "k_proj"))
-    heads, head_dim = _heads(described, q.shape[0], k.shape[0], width)
-    kv_heads = k.shape[0] // head_dim
-    if described.get("num_key_value_heads") not in (None, kv_heads):
-        intake.note(f"config.json says {described.get('num_key_value_heads')} kv heads; k_proj has {kv_heads}, used")
-    _note_windows(intake, described)
-    target_length = target.config.max_position_embeddings or 2048
-    own_length = described.number("max_position_embeddings") or described.number("max_sequence_length") or 0
-    return {
+    heads, kv_heads, head_dim = _heads(described, q.shape[0], k.shape[0])
+    target_length = target.config.max_position_embeddings
+    lengths = [described.number(key) for key in ("max_position_embeddings", "max_sequence_length")]
+    own_length = next((length for length in lengths if length is not None), 0)
+    _demand_biases(taken, described, meaning)
+    flags = {
         "hidden_size": width,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
         "intermediate_size": taken["layers.0.mlp.gate_proj.weight"].shape[0],
-        "rms_norm_eps": described.number("rms_norm_eps", float) or 1e-6,
-        "max_position_embeddings": max(own_length, target_length),
-        "rope_parameters": _rope(intake, described, options, target, theta),
+        "hidden_act": _activation(described, options),
+        "rms_norm_eps": described.number("rms_norm_eps", float, 1e-6),
+        "max_position_embeddings": max(own_length, target_length or 2048),
         "qkv_bias": "layers.0.self_attn.q_proj.bias" in taken,
         "o_bias": "layers.0.self_attn.o_proj.bias" in taken,
         "mlp_bias": "layers.0.mlp.gate_proj.bias" in taken,
         "qk_norm": "layers.0.self_attn.q_norm.weight" in taken,
     }
+    if "rope_parameters" in options.flags:
+        for key in ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"):
+            described.get(key)  # what the user says instead accounts for them
+    else:
+        rope = Rope(described, meaning.rope, options.rope_theta, head_dim, target_length or own_length)
+        flags["rope_parameters"] = rope.parameters
+        intake.notes += rope.notes
+        _compare_base(intake, rope.parameters["rope_theta"], target)
+    if "sliding_window" not in options.flags:
+        layers = sum(name.endswith("self_attn.q_proj.weight") for name in taken)
+        window, notes = read_window(described, meaning.windows, layers, target_length or own_length)
+        flags["sliding_window"] = window
+        intake.notes += notes
+    return flags
 
 
-def _note_windows(intake: Intake, described: Described) -> None:
-    """speculators trains within a sliding window; what we write attends to everything before it."""
-    kinds, window = described.get("layer_types"), described.get("sliding_window")
-    if isinstance(kinds, list) and "sliding_attention" in kinds:
-        intake.note(
-            f"trained to attend within {window} tokens (layer_types in {described.where}); the written head attends to "
-            "all before it: the same up to that length, drafts may be worse behind it"
+def _demand_biases(taken: Mapping[str, Stored], described: Described, meaning: LayerMeaning) -> None:
+    for flag, names in (("attention_bias", "qkvo"), ("mlp_bias", ("gate", "up", "down"))):
+        part = "self_attn" if flag == "attention_bias" else "mlp"
+        missing = [n for n in names if f"layers.0.{part}.{n}_proj.bias" not in taken]
+        if meaning.flagged_biases and described.flag(flag) and missing:
+            raise HeadError(
+                f"{described.where} says {flag} is true, and {part}.{missing[0]}_proj.bias is missing",
+                "This producer's layers have all of these biases then",
+                f"Export the head again, whole, or correct {flag} if it was trained without them",
+            )
+
+
+def _activation(described: Described, options: Options) -> str:
+    """The MLP's, by one of transformers' names; whether anything computes it is checked with the whole config."""
+    told = options.flags.get("hidden_act")
+    if isinstance(told, str):
+        return told
+    says, other = described.text("hidden_act"), described.text("hidden_activation")
+    if not says and other not in ("", "silu"):
+        raise HeadError(
+            f"{described.where} has no hidden_act, and hidden_activation {other}",
+            "Draft heads' trainers read hidden_act, and some models' configs have the other",
+            f"Pass the activation it was trained with: --set hidden_act={other}, or --set hidden_act=silu",
         )
+    return {"": "silu", "swish": "silu", "gelu_python": "gelu"}.get(says, says)
 
 
-def _heads(described: Described, q_rows: int, k_rows: int, width: int) -> tuple[int, int]:
+def _compare_base(intake: Intake, theta: float, target: Target) -> None:
+    base = target.config.rope_parameters.get("rope_theta")
+    intake.note(f"RoPE base {theta:g}" + (f"; the target's is {base:g}" if base and base != theta else ""))
+
+
+def _heads(described: Described, q_rows: int, k_rows: int) -> tuple[int, int, int]:
+    """Heads, key and value heads, and their width."""
     heads, head_dim = described.number("num_attention_heads"), described.number("head_dim")
+    kv_heads = described.number("num_key_value_heads")
     if heads is None and head_dim is None:
         raise HeadError(
             "config.json does not say num_attention_heads",
@@ -104,48 +160,11 @@ def _heads(described: Described, q_rows: int, k_rows: int, width: int) -> tuple[
         )
     heads = heads or max(1, q_rows // head_dim)
     head_dim = head_dim or max(1, q_rows // heads)
-    if q_rows != heads * head_dim or k_rows % head_dim:
+    if q_rows != heads * head_dim or k_rows % head_dim or kv_heads not in (None, k_rows // head_dim):
+        said = "" if kv_heads is None else f", {kv_heads} of them for keys"
         raise HeadError(
-            f"q_proj has {q_rows} rows and k_proj {k_rows}, which do not split into {heads} heads of {head_dim}",
-            "num_attention_heads x head_dim must give the rows of q_proj",
+            f"q_proj has {q_rows} rows and k_proj {k_rows}, which do not split into {heads} heads of {head_dim}{said}",
+            "num_attention_heads x head_dim must give the rows of q_proj, num_key_value_heads x head_dim those of k_proj",
             "Correct config.json",
         )
-    return heads, head_dim
-
-
-def _rope(
-    intake: Intake, described: Described, options: Options, target: Target, trained: float | None
-) -> dict[str, Any]:
-    parameters = described.inside("rope_parameters")
-    says = described.number("rope_theta", float)
-    nested = parameters.number("rope_theta", float)
-    if nested is None:  # transformers 5 keeps the base there, and exporters then write null at the top
-        nested = described.inside("rope_scaling").number("rope_theta", float)
-    if says is not None and nested is not None and says != nested and options.rope_theta is None and trained is None:
-        raise HeadError(
-            f"config.json says rope_theta is {says:g} and, in rope_parameters, {nested:g}",
-            "One RoPE base was expected",
-            "Pass the one it was trained with: --rope-theta",
-        )
-    theta = nested if nested is not None else says
-    if options.rope_theta is not None:
-        theta = options.rope_theta
-    elif trained is not None:
-        if theta not in (None, trained):
-            intake.note(
-                f"config.json says rope_theta {theta:g}, but this producer trains with {trained:g}, used; "
-                "--rope-theta overrides it"
-            )
-        theta = trained
-    elif theta is None:
-        theta = DEFAULT_THETA
-        intake.note(f"config.json has no rope_theta: {DEFAULT_THETA:g}, this producer's default")
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": float(theta)}
-    scaling = described.inside("rope_scaling").values or parameters.values
-    rope |= {("rope_type" if key == "type" else key): v for key, v in scaling.items() if key != "rope_theta"}
-    if rope["rope_type"] == "mrope":  # equal to plain RoPE for text, whose three positions are one
-        rope = {"rope_type": "default", "rope_theta": float(theta)}
-        intake.note("multimodal RoPE read as plain RoPE, which it is for text")
-    base = target.config.rope_parameters.get("rope_theta")
-    intake.note(f"RoPE base {theta:g}" + (f"; the target's is {base:g}" if base and base != theta else ""))
-    return rope
+    return heads, k_rows // head_dim, head_dim

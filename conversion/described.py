@@ -14,19 +14,24 @@ from ..errors import HeadError
 class Described:
     """A config.json or an object inside it; empty where there is none."""
 
-    def __init__(self, values: Mapping[str, Any] | None, where: str = "config.json") -> None:
+    def __init__(
+        self, values: Mapping[str, Any] | None, where: str = "config.json", path: str = "", read: set[str] | None = None
+    ) -> None:
         self.values: Mapping[str, Any] = values or {}
-        self.where = where
+        self.where, self.path = where, path
+        #: Paths of all keys of the config that were asked for.
+        self.read: set[str] = set() if read is None else read
 
     def get(self, key: str, default: Any = None) -> Any:
+        self.read.add(self.path + key)
         value = self.values.get(key)
         return default if value is None else value
 
-    def number(self, key: str, kind: type = int) -> Any:
-        """A positive number; None where nothing is said."""
+    def number(self, key: str, kind: type = int, default: float | None = None) -> Any:
+        """A positive number; `default` where nothing is said."""
         value = self.get(key)
         if value is None:
-            return None
+            return default
         if type(value) not in (int, kind) or not (math.isfinite(value) and value > 0):
             raise self._wrong(key, f"A positive {'whole ' if kind is int else ''}number was expected")
         return value
@@ -59,7 +64,7 @@ class Described:
         value = self.get(key, {})
         if not isinstance(value, Mapping):
             raise self._wrong(key, "An object was expected")
-        return Described(value, f"{key} in {self.where}")
+        return Described(value, f"{key} in {self.where}", f"{self.path}{key}.", self.read)
 
     @property
     def architecture(self) -> str:

@@ -23,6 +23,8 @@ class Detection:
     others: list[Reader] = field(default_factory=list)
     #: Readers with evidence as strong: they must read the head the same way, or the user decides.
     rivals: list[Reader] = field(default_factory=list)
+    #: Whether it is known whose training code read the head's config.
+    trainer_known: bool = True
 
 
 def detect(source: Source, producer: str | None = None) -> Detection:
@@ -49,4 +51,5 @@ def detect(source: Source, producer: str | None = None) -> Detection:
     found.sort(key=lambda pair: (-pair[1].strength, -len(pair[1].points)))
     reader, best = found[0]
     rivals = [r for r, e in found[1:] if e.strength == best.strength]
-    return Detection(reader, best.points, _SURE[best.strength], [r for r, _ in found[1:]], rivals)
+    known = best.strength >= 3 and best.names_trainer
+    return Detection(reader, best.points, _SURE[best.strength], [r for r, _ in found[1:]], rivals, known)

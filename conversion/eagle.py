@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..configs import EagleConfig
 from ..targets.target import Target
-from .decoder import decoder_flags, take_layers
+from .decoder import LayerMeaning, decoder_flags, take_layers
 from .described import Described
 from .embeddings import take_embedding, take_lm_head
 from .intake import Intake
@@ -29,11 +29,9 @@ EAGLE_OPTIONS = ("rope_theta", "fc_order", "token_map", "d2t")
 
 
 @dataclass(frozen=True)
-class EagleMeaning:
+class EagleMeaning(LayerMeaning):
     """What a producer's EAGLE-1 code does that its tensors do not show."""
 
-    #: The RoPE base it trains with, whatever config.json says; None: config.json is right.
-    theta: float | None = None
     #: Order of fc's columns.
     fc_order: str = "embed-hidden"
     #: What is fed back: the stream before or behind the final norm, where there is one.
@@ -71,7 +69,7 @@ def read_eagle(
         output_norm=norms["norm"],
         feedback=meaning.feedback if norms["norm"] else "pre_norm",
         **flags,
-        **decoder_flags(intake, described, options, target, hidden, meaning.theta),
+        **decoder_flags(intake, described, options, target, hidden, meaning),
     )
     return Reading.of(config, intake)
 

@@ -15,7 +15,7 @@ from ..configs import Eagle3Config
 from ..errors import HeadError
 from ..targets.target import Target
 from .aux_layers import aux_layers
-from .decoder import decoder_flags, take_layers
+from .decoder import LayerMeaning, decoder_flags, take_layers
 from .described import Described
 from .embeddings import need_embedding, take_embedding
 from .intake import Intake
@@ -31,13 +31,11 @@ EAGLE3_OPTIONS = ("rope_theta", "aux_ids", "aux_ids_convention", "d2t")
 
 
 @dataclass(frozen=True)
-class Eagle3Meaning:
+class Eagle3Meaning(LayerMeaning):
     """What a producer's EAGLE-3 code does that its tensors do not show."""
 
     #: How its config counts the target's layers; None: its files do not tell.
     convention: str | None = "boundary"
-    #: The RoPE base it trains with, whatever config.json says; None: config.json is right.
-    theta: float | None = None
     #: What `norm_output: true` in its config means: the stream behind the norm is fed back (`feedback`, as
     #: in vLLM), or there is a norm before the lm_head (`norm`, as in SpecForge).
     norm_output: str = "feedback"
@@ -58,9 +56,6 @@ def read_eagle3(
     described = described or top
     intake = Intake(source)
     fusion = _take_fusion(intake, target)
-    for flag, name in (("fc_norm", "fc_norm.0.weight"), ("norm_before_fc", "input_norm.weight")):
-        if _nested_flag(top, flag, None) and name not in intake.taken:
-            demand(source, [name], f"config.json says {flag} is true")
     prefix = "midlayer" if "midlayer.self_attn.q_proj.weight" in intake else "layers.0"
     for name in (f"{prefix}.input_layernorm", f"{prefix}.hidden_norm", "norm"):
         wanted = name.removeprefix(f"{prefix}.") not in meaning.optional_norms
@@ -98,7 +93,7 @@ def read_eagle3(
         **fusion,
         **parallel,
         **head,
-        **decoder_flags(intake, described, options, target, width, meaning.theta),
+        **decoder_flags(intake, described, options, target, width, meaning),
     )
     return Reading.of(config, intake)
 
@@ -114,6 +109,12 @@ def _take_fusion(intake: Intake, target: Target) -> dict[str, Any]:
                 'config.json: "eagle_config": {"use_aux_hidden_state": false}',
             )
         return {"use_aux_hidden_state": False}
+    if intake.source.config.inside("eagle_config").flag("use_aux_hidden_state") is False:
+        raise HeadError(
+            "eagle_config says use_aux_hidden_state is false, and there is an fc.weight",
+            "A head without aux hidden states has none",
+            "Correct the flag, or leave the tensor out with --drop fc.weight",
+        )
     fc = intake.take("fc.weight", shape=(None, None))
     count, rest = divmod(fc.shape[1], target.hidden_size)
     if rest or not count:
@@ -124,6 +125,8 @@ def _take_fusion(intake: Intake, target: Target) -> dict[str, Any]:
         )
     fc_bias = intake.take_if("fc.bias", shape=(fc.shape[0],))
     norm_before_fc = intake.take_if("input_norm.weight", shape=(fc.shape[1],))
+    _compare_norms(intake.source, "norm_before_fc", "input_norm.weight", norm_before_fc)
+    _compare_norms(intake.source, "fc_norm", "fc_norm.0.weight", "fc_norm.0.weight" in intake)
     norms = [i for i in range(count) if f"fc_norm.{i}.weight" in intake]
     for i in norms:
         intake.take(f"fc_norm.{i}.weight", shape=(target.hidden_size,))
@@ -141,9 +144,24 @@ def _take_fusion(intake: Intake, target: Target) -> dict[str, Any]:
     }  | {"use_aux_hidden_state": True}  # fmt: skip
 
 
+def _compare_norms(source: Source, flag: str, name: str, there: bool) -> None:
+    """A norm before fc and the flag that speaks of it must agree: which of them is wrong decides what is computed."""
+    says = _nested_flag(source.config, flag, None)
+    if says and not there:
+        demand(source, [name], f"config.json says {flag} is true")
+    if says is False and there:
+        raise HeadError(
+            f"config.json says {flag} is false, and {name} is there",
+            "The norm is applied where the flag is true",
+            f"Correct the flag, or leave the norm out with --drop {name}",
+        )
+
+
 def _take_parallel(intake: Intake, top: Described, fusion: dict[str, Any]) -> dict[str, Any]:
     """P-EAGLE's mask, which says that the head drafts all tokens at once."""
     if "mask_hidden" not in intake:
+        if top.flag("parallel_drafting"):
+            demand(intake.source, ["mask_hidden"], "config.json says parallel_drafting is true")
         return {}
     width = intake.taken["fc.weight"].shape[1] if fusion["use_aux_hidden_state"] else None
     stored = intake.look("mask_hidden")
@@ -153,12 +171,18 @@ def _take_parallel(intake: Intake, top: Described, fusion: dict[str, Any]) -> di
             f"As many values as fc reads ({width}) were expected",
             "Export the head again, whole",
         )
-    token = next(
-        (t for key in ("mask_token_id", "ptd_token_id", "pard_token") if (t := top.get(key)) is not None), None
-    )
-    if type(token) is not int:
+    said = {key: top.get(key) for key in ("mask_token_id", "ptd_token_id", "pard_token")}
+    tokens = {token for token in said.values() if type(token) is int}
+    token = tokens.pop() if tokens else None
+    if tokens:
         raise HeadError(
-            f"the head has mask_hidden, and config.json says mask_token_id is {token!r}",
+            f"config.json says {', '.join(f'{k} {v}' for k, v in said.items() if v is not None)}",
+            "All are names for the one token that masks",
+            "Remove those that it was not trained with",
+        )
+    if token is None:
+        raise HeadError(
+            f"the head has mask_hidden, and config.json says mask_token_id is {said['mask_token_id']!r}",
             "A head that drafts in parallel masks with one of the target's tokens",
             "Add mask_token_id to config.json",
         )

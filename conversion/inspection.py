@@ -26,6 +26,8 @@ class Inspection:
     stock: dict[str, Any] | None = None
     notes: list[str] | None = None
     refusal: str | None = None
+    #: With a target: what becomes of each key of its config.
+    keys: dict[str, str] | None = None
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -41,6 +43,7 @@ class Inspection:
             "stock": self.stock,
             "notes": self.notes,
             "refusal": self.refusal,
+            "config_keys": self.keys,
         }
 
 
@@ -67,4 +70,4 @@ def inspect_head(
         return Inspection(source, detection, refusal=str(error))
     verdict = stock_verdict(source, reading, known)
     stock = {"outcome": verdict.outcome, "reasons": verdict.reasons, "cautions": verdict.cautions, "text": str(verdict)}
-    return Inspection(source, detection, stock, reading.notes)
+    return Inspection(source, detection, stock, reading.notes, keys=reading.keys)

@@ -33,6 +33,8 @@ class Reading:
     dropped: dict[str, str] = field(default_factory=dict)
     #: What was found and changed, for the user and for the provenance.
     notes: list[str] = field(default_factory=list)
+    #: Keys of the source's config by their path, and what became of them.
+    keys: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
     def of(config: HeadConfig, intake: Intake) -> Reading:
@@ -67,6 +69,8 @@ class Evidence:
 
     points: list[str]
     strength: int = 2
+    #: Whether marks like these also say whose training code it was; only marks of strength 3 can.
+    names_trainer: bool = True
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,11 @@ def stock_obstacles(config: HeadConfig, target: Target) -> list[str]:
         "q/k/v biases of their own": config.qkv_bias or config.o_bias or config.mlp_bias,
         "q/k norms": config.qk_norm,
         "embedding scaling": config.embed_scale != 1.0,
+        f"the activation {config.hidden_act}": config.hidden_act != "silu",
+        "RoPE of this kind over the target's whole length": not _stock_rope(config, target),
+        f"heads without a window for a target with one of {target.config.window} tokens": (
+            config.sliding_window is None and target.config.window is not None
+        ),
         "logit soft-caps": config.logit_softcap is not None,
         "an lm_head bias": config.lm_head_bias,
         f"a way to lend heads the weights of a {target.config.model_type} target": target.config.model_type
@@ -71,6 +76,7 @@ def stock_obstacles(config: HeadConfig, target: Target) -> list[str]:
                 (config.embed_norm, config.hidden_norm, config.input_norm, config.output_norm)
             ),
             "an own lm_head for EAGLE-1": config.own_lm_head,
+            "a window for EAGLE-1": config.sliding_window is not None,
         }
     elif isinstance(config, Eagle3Config):
         lacks |= {
@@ -78,6 +84,16 @@ def stock_obstacles(config: HeadConfig, target: Target) -> list[str]:
             "EAGLE-3 without aux hidden states": not config.use_aux_hidden_state,
         }
     return [what for what, lacking in lacks.items() if lacking]
+
+
+def _stock_rope(config: TransformerHeadConfig, target: Target) -> bool:
+    """Whether vLLM's `get_rope` computes what transformers does, at every position of the target."""
+    rope = config.rope_parameters or {}
+    kind = rope.get("rope_type", "default")
+    if kind == "yarn":  # its table ends there
+        trained = rope["original_max_position_embeddings"] * rope["factor"]
+        return trained >= (target.config.max_position_embeddings or 0)
+    return kind in ("default", "linear", "llama3") or (kind == "proportional" and rope.get("factor", 1.0) == 1.0)
 
 
 def _stock_config(config: TransformerHeadConfig) -> dict[str, Any]:
@@ -110,6 +126,11 @@ def _stock_config(config: TransformerHeadConfig) -> dict[str, Any]:
             "fc_norm": config.fc_norm,
             "norm_output": config.feedback == "post_norm",
         }
+        if config.sliding_window is not None:
+            written |= {
+                "sliding_window": config.sliding_window,
+                "layer_types": ["sliding_attention"] * config.num_hidden_layers,
+            }
         if config.parallel_drafting:
             written |= {"pard_token": config.mask_token_id, "parallel_drafting": True}
     return written

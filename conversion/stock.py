@@ -14,9 +14,10 @@ from typing import Any
 from ..configs import AttentionFreeConfig, Eagle3Config, TransformerHeadConfig
 from ..targets.target import Target
 from .aux_layers import KEY, default_layers
-from .decoder import DEFAULT_THETA
 from .described import Described
 from .reading import Reading
+from .renaming import LEFT_OUT
+from .rope import DEFAULT_THETA
 from .source import Source
 
 VERSION = "0.32"
@@ -91,8 +92,22 @@ def _architecture(top: Described) -> str:
     return inner.architecture
 
 
+def _layers(top: Described) -> Described:
+    """Where the layers are described, as vLLM looks for it."""
+    if top.get("speculators_model_type") and not top.get("model_type"):  # whose config vLLM rebuilds
+        return top.inside("transformer_layer_config")
+    return top.inside("model") if top.get("model_type") == "eagle" else top
+
+
 def _refused_tensors(source: Source, config: Any, stored: list[str]) -> Iterator[str]:
     eagle3 = config.method == "eagle3"
+    layers = _layers(source.config)
+    if (said := layers.get("hidden_act", "silu")) != "silu":
+        yield f"Unsupported activation: {said}. Only silu is supported for now"
+        return
+    if not eagle3 and layers.get("layer_types"):
+        yield "AssertionError: effective_layer_idx is out of bounds for layer_types"
+        return
     if source.wrapper:
         yield f"There is no module or parameter named '{source.wrapper}'"
         return
@@ -112,11 +127,9 @@ def _refused_tensors(source: Source, config: Any, stored: list[str]) -> Iterator
 
 
 def _ruins(source: Source, config: TransformerHeadConfig, reading: Reading, target: Target) -> Iterator[str]:
-    top = source.config
-    rebuilt = top.get("speculators_model_type") and not top.get("model_type")
-    layers = top.inside("transformer_layer_config") if rebuilt else top
-    described = top.inside("model") if top.get("model_type") == "eagle" else layers
+    top, described = source.config, _layers(source.config)
     yield from _wrong_numbers(described, config)
+    yield from _wrong_attention(described, config, target)
     if config.fc_bias:
         yield "fc.bias is dropped"
     qkv = config.qkv_bias and not (described.get("attention_bias") or described.get("qkv_bias"))
@@ -126,7 +139,7 @@ def _ruins(source: Source, config: TransformerHeadConfig, reading: Reading, targ
         yield "biases of the attention are created and stay uninitialised"
     if isinstance(config, Eagle3Config):
         yield from _ruined_eagle3(top, config, target)
-    dropped = [n for n, why in reading.dropped.items() if "nothing in common" in why or "--drop" in why]
+    dropped = [n for n, why in reading.dropped.items() if why == LEFT_OUT]
     if dropped:
         yield f"{', '.join(dropped)} would be used"
 
@@ -141,6 +154,20 @@ def _wrong_numbers(described: Described, config: TransformerHeadConfig) -> Itera
     trained = (config.rope_parameters or {}).get("rope_theta")
     if trained is not None and theta != trained:
         yield f"RoPE base {theta:g} instead of {trained:g}"
+
+
+def _wrong_attention(described: Described, config: TransformerHeadConfig, target: Target) -> Iterator[str]:
+    kinds = described.get("layer_types", ())
+    theirs = described.get("sliding_window") if kinds and kinds[0] == "sliding_attention" else target.config.window
+    if theirs != config.sliding_window and (theirs or 0) != (config.sliding_window or 0):
+        yield f"attention within {theirs} tokens instead of {config.sliding_window or 'all'}"
+    rope = described.inside("rope_parameters").values or described.inside("rope_scaling").values
+    says = rope.get("partial_rotary_factor", described.get("partial_rotary_factor"))
+    ours = (config.rope_parameters or {}).get("partial_rotary_factor", 1)
+    if says is not None and says != ours:
+        yield f"{says:g} of each attention head rotated instead of {ours:g}"
+    if described.get("logit_scale", 1) != config.logit_scale:
+        yield f"logits scaled by {described.get('logit_scale')}"
 
 
 def _ruined_eagle3(top: Described, config: Eagle3Config, target: Target) -> Iterator[str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import HeadError, UsageError
 from ..targets.hub import commit_of, download
 from ..targets.target import Target
+from .accounting import account
 from .adapter import adapted
+from .described import Described
 from .detect import Detection, detect
 from .options import DTYPES, Options
 from .reading import Reader, Reading, flags_of
@@ -39,7 +42,10 @@ def understand(source: Source, target: Target, options: Options) -> tuple[Detect
     source = adapted(without(source, options.drop), options.adapter)
     detection = detect(source, options.producer)
     _check_options(detection.reader, options)
+    source = replace(source, config=Described(source.config.values))  # to see which keys its reader asks for
     reading = _read(detection, source, target, options)
+    trainer = detection.reader.name if detection.trainer_known else ""
+    reading.keys = account(source.config, reading, options, trainer)
     _settle(detection, source, target, options, reading)
     _override(reading, options)
     if options.dtype is not None:

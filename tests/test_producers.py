@@ -152,14 +152,16 @@ def test_a_modelopt_head_that_never_sees_a_token_is_refused(target_for, tmp_path
         convert(made.trained, str(made.target.folder), tmp_path / "again")
 
 
-@pytest.mark.parametrize(("kind", "noted"), [("sliding_attention", True), ("full_attention", False)])
-def test_a_window_that_speculators_trained_within_is_noted(kind, noted, target_for, tmp_path):
+@pytest.mark.parametrize(("kind", "window"), [("sliding_attention", 16), ("full_attention", None)])
+def test_a_window_that_speculators_trained_within_is_written(kind, window, target_for, tmp_path):
     """The config of a target copied into a head's names a window too, which no layer has then."""
     made = make("speculators-eagle3", target_for, tmp_path)
     layers = json.loads((made.trained / "config.json").read_text())["transformer_layer_config"]
-    _edit(made.trained, transformer_layer_config={**layers, "layer_types": [kind], "sliding_window": 2048})
+    _edit(made.trained, transformer_layer_config={**layers, "layer_types": [kind], "sliding_window": 16})
     done = convert(made.trained, str(made.target.folder), tmp_path / "again")
-    assert any("attend within 2048 tokens" in note for note in done.reading.notes) is noted
+    assert done.reading.config.sliding_window == window
+    assert done.layout.config.get("sliding_window") == window
+    assert done.layout.config.get("layer_types") == (["sliding_attention"] if window else None)
 
 
 def test_norm_output_of_nobodys_in_particular_is_not_guessed(target_for, tmp_path):

@@ -6,11 +6,15 @@ are left out when it saves.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ...targets.target import Target
 from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
+from ..rope import OWN_CLASSES
 from ..source import Source
+from ..windows import Windows
 
 
 def recognise(source: Source) -> Evidence | None:
@@ -20,7 +24,9 @@ def recognise(source: Source) -> Evidence | None:
 
 
 def read(source: Source, target: Target, options: Options) -> Reading:
-    return read_eagle3(source, target, options, Eagle3Meaning(theta=None if _multimodal(source) else 10000.0))
+    rope = replace(OWN_CLASSES, theta=None if _multimodal(source) else 10000.0)
+    meaning = Eagle3Meaning(rope, Windows.IGNORED)
+    return read_eagle3(source, target, options, meaning)
 
 
 def _multimodal(source: Source) -> bool:

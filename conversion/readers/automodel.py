@@ -13,9 +13,13 @@ from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
 from ..missing import demand
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
+from ..rope import Nested, Partial, RopeMeaning
 from ..source import Source
+from ..windows import Windows
 from .safeailab import eagle_layout
 
+#: Its Llama layers take RoPE from the top of the object, and have no window; both configs are the target's.
+_ROPE = RopeMeaning(nested=Nested.OVERLOOKED, partial=Partial.SCALED_ALONE)
 _NORMS = ("layers.0.input_layernorm.weight", "norm.weight")
 
 
@@ -35,11 +39,11 @@ def recognise3(source: Source) -> Evidence | None:
 
 def read1(source: Source, target: Target, options: Options) -> Reading:
     demand(source, _NORMS, "LlamaEagleDraftModel has an input norm and a final norm")
-    return read_eagle(source, target, options, EagleMeaning(feedback="post_norm"))
+    return read_eagle(source, target, options, EagleMeaning(_ROPE, Windows.IGNORED, feedback="post_norm"))
 
 
 def read3(source: Source, target: Target, options: Options) -> Reading:
-    return read_eagle3(source, target, options, Eagle3Meaning())
+    return read_eagle3(source, target, options, Eagle3Meaning(_ROPE, Windows.IGNORED, flagged_biases=True))
 
 
 READERS = (

@@ -36,6 +36,8 @@ def read(source: Source, target: Target, options: Options) -> Reading:
             "Pass that target, or a head trained for this one",
         )
     check_embedding(dict(made_for.values), target.embedding.load(), 0, target.name)
+    for key in source.config.values:
+        source.config.get(key)  # every key of ours is a flag, and `written_config` reads them all
     intake = Intake(source)
     for name in intake.names():
         intake.take(name)

@@ -16,10 +16,13 @@ from ..described import Described
 from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
+from ..rope import TRANSFORMERS
 from ..source import Source
+from ..windows import Windows
 
 _ARCHITECTURE = "Qwen3Eagle3Model"
 _LAYERS = "target_layer_ids"
+_MEANING = Eagle3Meaning(TRANSFORMERS, Windows.IGNORED, flagged_biases=True, convention="output", borrows_lm_head=True)
 
 
 def recognise(source: Source) -> Evidence | None:
@@ -46,8 +49,9 @@ def read(source: Source, target: Target, options: Options) -> Reading:
             "Train it on earlier layers",
         )
     named = {**source.config.values, KEY: ids} if ids else source.config.values
-    source = replace(source, config=Described(named))
-    return read_eagle3(source, target, options, Eagle3Meaning(convention="output", borrows_lm_head=True))
+    source.config.get(_LAYERS)
+    source = replace(source, config=Described(named, read=source.config.read))
+    return read_eagle3(source, target, options, _MEANING)
 
 
 READERS = (

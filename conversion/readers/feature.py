@@ -24,7 +24,7 @@ _EMBEDDINGS = ("embed_tokens.weight", "embedding.weight", "embeddings.weight")
 
 def recognise(source: Source) -> Evidence | None:
     if source.has("input_projection.weight", "output_projection.weight"):
-        return Evidence(["tensors input_projection.* and output_projection.*"], strength=3)
+        return Evidence(["tensors input_projection.* and output_projection.*"], strength=3, names_trainer=False)
     return None
 
 

@@ -14,7 +14,9 @@ from ..missing import demand
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
 from ..renaming import renamed
+from ..rope import OWN_CLASSES
 from ..source import Source
+from ..windows import Windows
 from .safeailab import eagle_layout
 
 _OWN = {
@@ -33,7 +35,7 @@ def recognise(source: Source) -> Evidence | None:
 
 def read(source: Source, target: Target, options: Options) -> Reading:
     demand(source, _OWN, "heads with any of HASS's norms have all three")
-    return read_eagle(renamed(source, _OWN), target, options, EagleMeaning())
+    return read_eagle(renamed(source, _OWN), target, options, EagleMeaning(OWN_CLASSES, Windows.IGNORED))
 
 
 READERS = (Reader("hass-layernorm", "HASS with norms around an EAGLE-1 layer", recognise, read, EAGLE_OPTIONS),)

@@ -18,7 +18,9 @@ from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
 from ..missing import demand
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
+from ..rope import TRANSFORMERS
 from ..source import Source
+from ..windows import Windows
 from .safeailab import eagle_layout
 
 _MARKS = ("use_aux_hidden_state", "use_input_layernorm_in_first_layer", "use_last_layernorm", "parallel_draft_step")
@@ -68,7 +70,10 @@ def read(source: Source, target: Target, options: Options) -> Reading:
     optional = [norm for flag, norm in _NORM_FLAGS.items() if nested.flag(flag) is False]
     if nested.flag("use_aux_hidden_state") is False:
         optional.append("hidden_norm")  # newer exporters leave it out there
-    meaning = Eagle3Meaning(convention=None, optional_norms=tuple(optional), unordered_ids=True, borrows_lm_head=True)
+    meaning = Eagle3Meaning(
+        TRANSFORMERS, Windows.IGNORED, flagged_biases=True, convention=None, optional_norms=tuple(optional), unordered_ids=True,
+        borrows_lm_head=True,
+    )  # fmt: skip
     return read_eagle3(source, target, options, meaning)
 
 
@@ -92,7 +97,7 @@ def _read_plain(source: Source, target: Target, options: Options) -> Reading:
         if nested.flag(flag):
             where = "layers.0." if norm == "input_layernorm" else ""
             demand(source, [f"{where}{norm}.weight"], f"eagle_config says {flag} is true")
-    return read_eagle(source, target, options, EagleMeaning(feedback="pre_norm"))
+    return read_eagle(source, target, options, EagleMeaning(TRANSFORMERS, Windows.IGNORED, feedback="pre_norm"))
 
 
 READERS = (Reader("modelopt", "NVIDIA ModelOpt EAGLE-3 (layers.0, eagle_config)", recognise, read, EAGLE3_OPTIONS),)

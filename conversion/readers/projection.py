@@ -19,7 +19,7 @@ from .feature import token_pairing
 
 def recognise(source: Source) -> Evidence | None:
     if source.has("projection_weights", "lm_head_weights"):
-        return Evidence(["matrices projection_weights and lm_head_weights"], strength=3)
+        return Evidence(["matrices projection_weights and lm_head_weights"], strength=3, names_trainer=False)
     return None
 
 

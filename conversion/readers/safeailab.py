@@ -9,9 +9,11 @@ eagle_llm (1.2.1) trains at 10000 whatever config.json says; the repository's la
 from __future__ import annotations
 
 from ...targets.target import Target
+from ..decoder import if_named
 from ..eagle import EAGLE_OPTIONS, EagleMeaning, read_eagle
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
+from ..rope import OWN_CLASSES
 from ..source import Source
 
 
@@ -30,7 +32,7 @@ def recognise(source: Source) -> Evidence | None:
 
 
 def read(source: Source, target: Target, options: Options) -> Reading:
-    return read_eagle(source, target, options, EagleMeaning())
+    return read_eagle(source, target, options, EagleMeaning(**if_named(options, OWN_CLASSES)))
 
 
 READERS = (Reader("safeailab-eagle", "SafeAILab EAGLE-1/2 (fc, layers.i)", recognise, read, EAGLE_OPTIONS),)

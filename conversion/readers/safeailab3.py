@@ -9,9 +9,11 @@ was trained with it on a copied config has 10000 whatever the config says, which
 from __future__ import annotations
 
 from ...targets.target import Target
+from ..decoder import if_named
 from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
+from ..rope import OWN_CLASSES
 from ..source import Source
 
 
@@ -22,7 +24,7 @@ def recognise(source: Source) -> Evidence | None:
 
 
 def read(source: Source, target: Target, options: Options) -> Reading:
-    return read_eagle3(source, target, options, Eagle3Meaning())
+    return read_eagle3(source, target, options, Eagle3Meaning(**if_named(options, OWN_CLASSES)))
 
 
 READERS = (Reader("safeailab-eagle3", "SafeAILab EAGLE-3 (midlayer, fc, d2t)", recognise, read, EAGLE3_OPTIONS),)

@@ -9,11 +9,14 @@ them apart, both readings are the same.
 from __future__ import annotations
 
 from ...targets.target import Target
+from ..decoder import if_named
 from ..eagle import EAGLE_OPTIONS, EagleMeaning, read_eagle
 from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
+from ..rope import OWN_CLASSES, TRANSFORMERS
 from ..source import Source
+from ..windows import Windows
 from .safeailab import eagle_layout
 
 _ARCHITECTURES = ("LlamaForCausalLMEagle", "Qwen2ForCausalLMEagle", "MixtralForCausalLMEagle")
@@ -27,7 +30,7 @@ _SPECFORGE = {
 def recognise(source: Source) -> Evidence | None:
     points = eagle_layout(source)
     if points and source.config.architecture in _ARCHITECTURES:
-        return Evidence([*points, f"architectures is {source.config.architecture}"], strength=3)
+        return Evidence([*points, f"architectures is {source.config.architecture}"], 3, names_trainer=False)
     return None
 
 
@@ -50,15 +53,21 @@ def recognise_baldeagle3(source: Source) -> Evidence | None:
 
 
 def read(source: Source, target: Target, options: Options) -> Reading:
-    return read_eagle(source, target, options, EagleMeaning())
+    return read_eagle(source, target, options, EagleMeaning(**if_named(options, OWN_CLASSES)))
+
+
+def read_baldeagle(source: Source, target: Target, options: Options) -> Reading:
+    return read_eagle(source, target, options, EagleMeaning(TRANSFORMERS, Windows.IGNORED, flagged_biases=True))
 
 
 def read3(source: Source, target: Target, options: Options) -> Reading:
-    return read_eagle3(source, target, options, Eagle3Meaning())
+    return read_eagle3(source, target, options, Eagle3Meaning(TRANSFORMERS, Windows.IGNORED, flagged_biases=True))
 
 
 READERS = (
     Reader("sglang-eagle", "EAGLE-1/2 under sglang's names", recognise, read, EAGLE_OPTIONS),
-    Reader("baldeagle", "BaldEagle EAGLE-1 (sglang's names, fc.bias)", recognise_baldeagle, read, EAGLE_OPTIONS),
+    Reader(
+        "baldeagle", "BaldEagle EAGLE-1 (sglang's names, fc.bias)", recognise_baldeagle, read_baldeagle, EAGLE_OPTIONS
+    ),
     Reader("baldeagle-eagle3", "BaldEagle EAGLE-3 (midlayer)", recognise_baldeagle3, read3, EAGLE3_OPTIONS),
 )

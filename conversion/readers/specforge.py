@@ -15,7 +15,11 @@ from ..described import Described
 from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
+from ..rope import OWN_CLASSES
 from ..source import Source
+from ..windows import Windows
+
+_MEANING = Eagle3Meaning(OWN_CLASSES, Windows.IGNORED, convention="output", norm_output="norm")
 
 
 def recognise(source: Source) -> Evidence | None:
@@ -41,21 +45,19 @@ def read_parallel(source: Source, target: Target, options: Options) -> Reading:
     notes = source.notes
     if isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type", "default")) != "default":
         notes = (*notes, "config.json names a RoPE scaling, which SpecForge's P-EAGLE trains without")
-    source = replace(source, config=Described(plain), notes=notes)
-    return read_eagle3(source, target, options, Eagle3Meaning(convention="output", norm_output="norm"))
+    source = replace(source, config=Described(plain, read=source.config.read), notes=notes)
+    return read_eagle3(source, target, options, _MEANING)
 
 
 def read(source: Source, target: Target, options: Options) -> Reading:
     if source.config.flag("norm_output", True):
-        meaning = Eagle3Meaning(convention="output", norm_output="norm")
-        return read_eagle3(source, target, options, meaning)
+        return read_eagle3(source, target, options, _MEANING)
     unused = {n: t for n, t in source.tensors.items() if n != "norm.weight"}
     stored = source.stored_names.get("norm.weight", "norm.weight")
     dropped = {**source.dropped, stored: "norm_output is false: saved, but never applied"}
     if len(unused) < len(source.tensors):
         source = replace(source, tensors=unused, dropped=dropped)
-    meaning = Eagle3Meaning(convention="output", norm_output="norm", optional_norms=("norm",))
-    return read_eagle3(source, target, options, meaning)
+    return read_eagle3(source, target, options, replace(_MEANING, optional_norms=("norm",)))
 
 
 READERS = (

@@ -7,7 +7,9 @@ which stock vLLM reads as true.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+from ...errors import HeadError
 from ...targets.target import Target
 from ..described import Described
 from ..eagle import EAGLE_OPTIONS, EagleMeaning, read_eagle
@@ -16,7 +18,9 @@ from ..missing import demand
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
 from ..renaming import renamed
+from ..rope import TRANSFORMERS, Nested
 from ..source import Source
+from ..windows import Windows
 
 _EAGLE_NAMES = {
     "fusion_fc.weight": "fc.weight",
@@ -25,6 +29,8 @@ _EAGLE_NAMES = {
     "pre_lm_head_layernorm.weight": "norm.weight",
 }
 _NORMS = ("embedding_layernorm.weight", "transformer.input_layernorm.weight", "pre_lm_head_layernorm.weight")
+
+_MEANING = Eagle3Meaning(replace(TRANSFORMERS, nested=Nested.SLIDING), Windows.BY_LAYER, flagged_biases=True)
 
 
 def _recogniser(kind: str, *needs: str) -> Callable[[Source], Evidence | None]:
@@ -55,13 +61,28 @@ def read_eagle1(source: Source, target: Target, options: Options) -> Reading:
         demand(source, ["fusion_fc.bias"], "config.json says fusion_bias is true")
     if source.config.flag("layernorms"):
         demand(source, _NORMS, "config.json says layernorms is true")
-    return read_eagle(renamed(source, _eagle_name), target, options, EagleMeaning(), _layers(source))
+    meaning = EagleMeaning(TRANSFORMERS, Windows.IGNORED)
+    return read_eagle(renamed(source, _eagle_name), target, options, meaning, _layers(source))
 
 
 def read3(source: Source, target: Target, options: Options) -> Reading:
     if source.config.get("speculators_model_type") == "peagle":
         demand(source, ["mask_hidden"], "speculators_model_type is peagle")
-    return read_eagle3(source, target, options, Eagle3Meaning(), _layers(source))
+    _check_class(source)
+    return read_eagle3(source, target, options, _MEANING, _layers(source))
+
+
+def _check_class(source: Source) -> None:
+    """Its Qwen3 layers norm q and k, its Llama layers do not and would drop such norms."""
+    says, norms = _layers(source).text("model_type"), source.has("layers.0.self_attn.q_norm.weight")
+    if says == "qwen3" and not norms:
+        demand(source, ["layers.0.self_attn.q_norm.weight"], "transformer_layer_config says model_type is qwen3")
+    elif says == "llama" and norms:
+        raise HeadError(
+            "transformer_layer_config says model_type is llama, and the layers have q_norm",
+            "Layers of Llama's kind have no norms on q and k, those of qwen3 have",
+            "Correct model_type to qwen3 if it was trained with them",
+        )
 
 
 READERS = (

@@ -20,9 +20,9 @@ from .feature import take_blocks
 
 def recognise(source: Source) -> Evidence | None:
     if source.has("embeddings.weight", "mlp.0.weight"):
-        return Evidence(["tensors embeddings.weight and mlp.0.weight"], strength=3)
+        return Evidence(["tensors embeddings.weight and mlp.0.weight"], strength=3, names_trainer=False)
     if source.has("mlp.0.weight", "mlp.2.weight") and source.config.get("mlp_layers"):
-        return Evidence(["tensors mlp.0 and mlp.2", "config.json says mlp_layers"], strength=3)
+        return Evidence(["tensors mlp.0 and mlp.2", "config.json says mlp_layers"], strength=3, names_trainer=False)
     return None
 
 

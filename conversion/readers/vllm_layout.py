@@ -8,12 +8,19 @@ layers in its configs; only for Kimi-K2 targets does its vLLM flag turn them int
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ...errors import HeadError
 from ...targets.target import Target
 from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
+from ..rope import OWN_CLASSES, UNKNOWN
 from ..source import Source
+from ..windows import Windows
+
+#: Its linear, dynamic and multimodal RoPE have the default base, whatever is said.
+_TORCHSPEC = replace(OWN_CLASSES, based_at_default=("linear", "dynamic", "mrope"))
 
 
 def recognise(source: Source) -> Evidence | None:
@@ -26,7 +33,7 @@ def recognise(source: Source) -> Evidence | None:
         return None
     points = ["tensors layers.0.*, its attention widened to [embed, hidden]"]
     if source.config.get("eagle_aux_hidden_state_layer_ids"):
-        return Evidence([*points, "layer ids at the top of the config, where vLLM reads them"], strength=3)
+        return Evidence([*points, "layer ids at the top of the config, where vLLM reads them"], 3, names_trainer=False)
     return Evidence(points)
 
 
@@ -45,7 +52,15 @@ def read(source: Source, target: Target, options: Options) -> Reading:
     if torchspec and source.has("d2t", "lm_head.weight"):
         _check_pruning(source)
     outputs = torchspec and source.config.get("model_type") != "kimi_k2"
-    meaning = Eagle3Meaning(convention="output" if outputs else "boundary", borrows_lm_head=not torchspec)
+    if torchspec:
+        rope, windows = _TORCHSPEC, Windows.IGNORED
+    else:  # a list of the head's own length is meant for vLLM, which reads it
+        layers = sum(name.endswith("self_attn.q_proj.weight") for name in source.tensors)
+        own = len(source.config.get("layer_types", ())) == layers
+        rope, windows = UNKNOWN, Windows.BY_LAYER if own else Windows.UNKNOWN
+    meaning = Eagle3Meaning(
+        rope, windows, convention="output" if outputs else "boundary", borrows_lm_head=not torchspec
+    )
     return read_eagle3(source, target, options, meaning)
 
 

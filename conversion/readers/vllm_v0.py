@@ -11,12 +11,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...targets.target import Target
+from ..decoder import if_named
 from ..described import Described
 from ..eagle import EAGLE_OPTIONS, EagleMeaning, read_eagle
 from ..missing import demand
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
 from ..renaming import renamed
+from ..rope import OWN_CLASSES
 from ..source import Source
 from .safeailab import eagle_layout
 
@@ -32,7 +34,7 @@ def recognise(source: Source) -> Evidence | None:
     if source.config.get("model_type") == "eagle" and isinstance(source.config.get("model"), dict):
         marks.append("config.json wraps another under `model`, with model_type eagle")
     marks += [f"tensor {name}" for name in (*_OWN, "token_map") if source.has(name)]
-    return Evidence([*points, *marks], strength=3) if marks else None
+    return Evidence([*points, *marks], strength=3, names_trainer=False) if marks else None
 
 
 def read(source: Source, target: Target, options: Options) -> Reading:
@@ -46,7 +48,8 @@ def read(source: Source, target: Target, options: Options) -> Reading:
         kept = {name: tensor for name, tensor in source.tensors.items() if name != _PRENORM}
         dropped = {**source.dropped, stored: "skip_prenorm: saved, but never applied"}
         source = replace(source, tensors=kept, dropped=dropped)
-    return read_eagle(renamed(source, _OWN), target, options, EagleMeaning(feedback="post_norm"), described)
+    meaning = EagleMeaning(**if_named(options, OWN_CLASSES), feedback="post_norm")
+    return read_eagle(renamed(source, _OWN), target, options, meaning, described)
 
 
 def _demand_all(source: Source, described: Described) -> None:

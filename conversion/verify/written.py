@@ -57,6 +57,8 @@ def written_config(described: dict[str, Any], tensors: Mapping[str, Any]) -> Hea
         raise HeadError("fc.weight is missing", "Stock EAGLE heads have it", "Convert the head again")
     if "norm.weight" not in tensors:
         return EagleConfig(**common, **own)
+    if "sliding_attention" in described.get("layer_types", ()):
+        common["sliding_window"] = described["sliding_window"]
     more = {name: described[name] for name in _EAGLE3 if name in described}
     feedback = "post_norm" if described.get("norm_output") else "pre_norm"
     parallel = {}

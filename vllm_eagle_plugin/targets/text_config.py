@@ -51,6 +51,8 @@ class TextConfig:
     intermediate_size: int | None = None
     max_position_embeddings: int | None = None
     rms_norm_eps: float | None = None
+    #: Sliding window that all layers have, which vLLM gives every attention layer without one of its own.
+    window: int | None = None
     rope_parameters: dict[str, Any] = field(default_factory=dict)
     #: Whether the lm_head is the embedding, as the language model's part says (which servers go by) and as all
     #: parts together do; None where nothing is said.
@@ -86,6 +88,7 @@ def read_text_config(folder: Path, name: str) -> TextConfig:
         model_type=str(get("model_type") or raw.get("model_type") or ""),
         architecture=_architecture(raw),
         rms_norm_eps=next((v for n in ("rms_norm_eps", "norm_eps", "layer_norm_eps") if _number(v := get(n))), None),
+        window=_window(get),
         rope_parameters=_rope(get),
         tied=_tied(get, outer),
         tied_anywhere=_tied(outer, get) or _tied(get, outer),
@@ -181,6 +184,12 @@ def _number(value: Any) -> bool:
 def _architecture(raw: Mapping[str, Any]) -> str:
     listed = raw.get("architectures")
     return listed[0] if isinstance(listed, list) and listed and isinstance(listed[0], str) else ""
+
+
+def _window(get: Callable[[str], Any]) -> int | None:
+    kinds, window = get("layer_types"), get("sliding_window")
+    everywhere = not isinstance(kinds, list) or all(kind == "sliding_attention" for kind in kinds)
+    return window if _whole(window) and everywhere else None
 
 
 def _rope(get: Callable[[str], Any]) -> dict[str, Any]:
