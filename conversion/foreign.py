@@ -143,11 +143,6 @@ FOREIGN = (
         "pass the folder of the trained head. A small model with its target's vocabulary drafts in vLLM without "
         'conversion: {"method": "draft_model"}',
     ),
-    Foreign(
-        "a quantised head",
-        _any_name(r"\.(weight_scale|weight_scale_inv|weight_packed|qweight|qzeros|scales|input_scale|weight_scale_2)$|SCB$"),
-        "export it before quantisation: heads are small, and vLLM's --quantization can quantise them when loading",
-    ),
 )  # fmt: skip
 
 

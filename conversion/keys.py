@@ -191,7 +191,7 @@ _ELSEWHERE: dict[str, dict[str, tuple[Any, ...]]] = {
         "rope_dim": (), "nope": (False,), "rope_mscale": (), "use_dynamic_ntk": (False,), "mrope_section": (),
         "swa_rope_theta": (), "local_rope_theta": (), "rope_pct": (1,),
     },
-    "says that weights are quantised, and none of them is": {"quantization_config": (), "compression_config": ()},
+    "says how weights are quantised": {"quantization_config": (), "compression_config": ()},
 }  # fmt: skip
 _OBJECTS = {
     "the layers": "transformer_layer_config model",

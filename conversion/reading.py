@@ -16,6 +16,7 @@ from ..targets.stored import Stored
 from ..targets.target import Target
 from .intake import Intake
 from .options import Options
+from .quantised import Quantised, quantisation_of
 from .source import Source
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -35,12 +36,16 @@ class Reading:
     notes: list[str] = field(default_factory=list)
     #: Keys of the source's config by their path, and what became of them.
     keys: dict[str, str] = field(default_factory=dict)
+    #: How its weights are quantised, as vLLM reads it; empty where they are not.
+    quantisation: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
     def of(config: HeadConfig, intake: Intake) -> Reading:
         """The result of an intake that took everything."""
         intake.finish()
-        return Reading(config, intake.taken, intake.used, intake.dropped, intake.notes)
+        quantised = any(isinstance(tensor, Quantised) for tensor in intake.taken.values())
+        said = quantisation_of(intake.source) if quantised else {}
+        return Reading(config, intake.taken, intake.used, intake.dropped, intake.notes, quantisation=said)
 
     def check(self) -> None:
         """Raise `HeadError` unless config and tensors agree exactly; values are checked while they are written."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..configs import Eagle3Config, EagleConfig, HeadConfig, TransformerHeadConfig
 from ..errors import HeadError
 from ..targets.stored import Stored
 from ..targets.target import Target
+from .quantised import DEQUANTISE, Quantised, check_whole, written_parts
 from .reading import Reading
 
 #: Target families whose embedding and lm_head stock vLLM cannot find for a head.
@@ -25,10 +26,31 @@ class Layout:
     why: str
     #: Settings of the serve command that this head needs.
     speculative: dict[str, Any] = field(default_factory=dict)
+    quantised: bool = False
 
 
 def choose_layout(reading: Reading, target: Target) -> Layout:
     """Stock where possible, so that the result serves without the plugin too."""
+    layout = _choose(reading, target)
+    if not any(isinstance(tensor, Quantised) for tensor in layout.tensors.values()):
+        return layout
+    check_whole(reading.tensors, reading.quantisation)
+    if layout.needs_plugin:
+        raise HeadError(
+            f"the head is quantised, and {layout.why}",
+            "Quantised heads are served by vLLM's own classes only",
+            DEQUANTISE,
+        )
+    return replace(
+        layout,
+        config={**layout.config, "quantization_config": reading.quantisation},
+        tensors=written_parts(layout.tensors),
+        why=f"{layout.why}, quantised as it is",
+        quantised=True,
+    )
+
+
+def _choose(reading: Reading, target: Target) -> Layout:
     obstacles = stock_obstacles(reading.config, target)
     if not obstacles:
         assert isinstance(reading.config, TransformerHeadConfig)

@@ -14,6 +14,7 @@ from .adapter import adapted
 from .described import Described
 from .detect import Detection, detect
 from .options import DTYPES, Options
+from .quantised import densified
 from .reading import Reader, Reading, flags_of
 from .renaming import without
 from .source import Source, read_source
@@ -30,7 +31,7 @@ def open_source(head: str | Path, config: Path | None = None, revision: str | No
         path = download(str(head), _HEAD_FILES, revision)
     elif revision is not None and commit_of(path) is None:
         raise UsageError(f"--revision {revision} was given for {head}", "A hub id was expected with it", "Leave it out")
-    return read_source(path, config)
+    return densified(read_source(path, config))
 
 
 def understand(source: Source, target: Target, options: Options) -> tuple[Detection, Reading]:

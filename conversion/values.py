@@ -19,7 +19,7 @@ class Range:
 
     def see(self, piece: Tensor) -> None:
         """Take in a piece; raises `HeadError` for values that no trained weight has."""
-        low, high = (float(v) for v in torch.aminmax(piece))
+        low, high = (float(v) for v in torch.aminmax(piece.float() if piece.itemsize == 1 else piece))
         if not (abs(low) < float("inf") and abs(high) < float("inf")):  # NaN too
             raise HeadError(
                 f"tensor {self.name} holds NaN or infinite values",

@@ -19,13 +19,15 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import HeadError
 from ..targets.stored import Stored
+from .quantised import is_companion
 from .values import Range
 
 #: All that a folder of ours holds; with anything else in it, it is not ours to replace.
 WRITTEN = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
 _KINDS = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.bool: "BOOL",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.bool: "BOOL", torch.int8: "I8",
+    torch.uint8: "U8", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
 Progress = Callable[[int], None]
 
@@ -111,7 +113,7 @@ def write_tensors(file: Path, tensors: Mapping[str, Stored], progress: Progress 
     with _one_thread(), file.open("wb") as out:
         out.write(len(described).to_bytes(8, "little") + described)
         for name in sorted(tensors):
-            seen = Range(name, len(tensors[name].shape))
+            seen = Range(name, 0 if is_companion(name) else len(tensors[name].shape))
             for piece in tensors[name].pieces():
                 seen.see(piece)
                 at = out.tell()

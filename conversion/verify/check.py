@@ -22,6 +22,7 @@ from ..options import Options
 from ..route import Layout, choose_layout
 from ..source import Source
 from ..understand import open_source, understand
+from ..write import write_tensors
 from .compare import TOLERANCE, Drafted, Figures, compare, layers_of
 from .job import Job, prompts_for
 from .written import read_written
@@ -82,6 +83,8 @@ def verify_source(
     if changed:
         nothing = Figures(0).as_json()
         return Verification("files", "", nothing, False, f"{changed} is not what was converted")
+    if layout.quantised:
+        return _dequantised(source, target, options, prompts, config, plain)
     if plain or not has_vllm():
         return _in_torch(source, target, converted, options, prompts)
     job = Job(
@@ -89,6 +92,21 @@ def verify_source(
         None if prompts is None else str(prompts), reading.config.method, layout.speculative, layout.needs_plugin,
     )  # fmt: skip
     return _in_vllm(job)
+
+
+def _dequantised(
+    source: Source, target: Target, options: Options, prompts: Path | None, config: Path | None, plain: bool
+) -> Verification:
+    """A quantised head, whose tensors have been found to be the source's bit by bit: its reading is proven with dense
+    weights. What a server's quantised kernels make of the bits is not."""
+    told = replace(options, dtype=options.dtype or "float32")
+    with tempfile.TemporaryDirectory(prefix="vllm-eagle-verify.") as folder:
+        dense = choose_layout(understand(source, target, told)[1], target)
+        write_tensors(Path(folder) / "model.safetensors", dense.tensors)
+        (Path(folder) / "config.json").write_text(json.dumps(dense.config), encoding="utf-8")
+        found = verify_source(source, target, Path(folder), told, prompts, config, plain)
+    bits = "every tensor is the source's bit by bit, drafts compared with dense weights, quantised kernels not run"
+    return replace(found, engine=f"{found.engine}; {bits}")
 
 
 def judged(figures: Figures, engine: str, precision: torch.dtype) -> Verification:
@@ -117,9 +135,18 @@ def _changed(layout: Layout, converted: Path) -> str:
         if odd:
             return f"tensor {odd[0]}"
         for name, tensor in layout.tensors.items():
-            if not torch.equal(opened.get_tensor(name), tensor.load()):
+            if not _same(opened.get_tensor(name), tensor.load()):
                 return f"tensor {name}"
     return ""
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Bit by bit: FP8 knows no comparison."""
+    return (
+        a.dtype == b.dtype
+        and a.shape == b.shape
+        and torch.equal(*(t.contiguous().view(-1).view(torch.uint8) for t in (a, b)))
+    )
 
 
 def _in_torch(source: Source, target: Target, converted: Path, options: Options, prompts: Path | None) -> Verification:
