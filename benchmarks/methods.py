@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import HeadError, UsageError
 from ..servers import flags
-from ..tree import SECTION, WORKER
+from ..tree import SECTION
 
 if TYPE_CHECKING:
     from ..tree.config import Drafting
@@ -96,7 +96,7 @@ def engine_arguments(speculative: dict[str, Any] | None) -> dict[str, Any]:
         return {}
     made: dict[str, Any] = {"speculative_config": {k: v for k, v in speculative.items() if k != SECTION}}
     if SECTION in speculative:
-        made |= {"additional_config": {SECTION: speculative[SECTION]}, "worker_cls": WORKER, "async_scheduling": False}
+        made["additional_config"] = {SECTION: speculative[SECTION]}
     return made
 
 
@@ -172,7 +172,7 @@ def engine_options(text: str | None) -> dict[str, Any]:
     options = _json_object(text, "--engine-args", '{"dtype": "float32", "enforce_eager": true}')
     additional = options.get("additional_config")
     asked = isinstance(additional, dict) and SECTION in additional
-    if asked or options.get("worker_cls") == WORKER or "speculative_config" in options:
+    if asked or "speculative_config" in options:
         raise UsageError(
             "--engine-args that say how to draft",
             "They hold for plain decoding too",

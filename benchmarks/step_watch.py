@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..compat.running import drafter_of, runner_of
 from ..errors import HeadError
-from ..tree.tree import Tree
+from ..tree.observe import Tree
 
 
 @dataclass
@@ -43,17 +43,17 @@ class TraceStep:
     @property
     def tree(self) -> Tree:
         """The drafts as a tree, which a chain is too."""
-        return Tree.chain(self.drafts) if self.parents is None else Tree(tuple(self.drafts), tuple(self.parents))
+        return Tree(self.drafts, list(range(len(self.drafts))) if self.parents is None else self.parents)
 
     @property
     def path(self) -> list[int]:
         """The drafts that were accepted and came out, counted from 1, in the order of the text."""
-        path, children = [0], self.tree.children
+        drafts = list(zip(self.tree.parents, self.drafts, strict=True))
+        path = [0]
         for token in self.emitted:
-            node = children.get((path[-1], token))
-            if node is None:
+            if (path[-1], token) not in drafts:
                 break
-            path.append(node)
+            path.append(drafts.index((path[-1], token)) + 1)
         return path[1:]
 
 
@@ -113,13 +113,13 @@ class StepWatch:
 
     def drafted(self, request: str, tree: Tree, claims: list[float]) -> None:
         """As `tree.observe.Observer` says."""
-        self._drafts = list(tree.tokens), claims
+        self._drafts = tree.tokens, claims
 
     def verified(self, request: str, tree: Tree, logits: Tensor) -> None:
         """As `tree.observe.Observer` says."""
         (drafts, claims), self._drafts = self._drafts, ([], [])
-        known = drafts[: len(tree)] == list(tree.tokens)  # else they are vLLM's own, close to the longest length
-        self._add(list(tree.tokens), claims[: len(tree)] if known else [], logits, list(tree.parents))
+        known = drafts[: len(tree.tokens)] == tree.tokens  # else they are vLLM's own, close to the longest length
+        self._add(tree.tokens, claims[: len(tree.tokens)] if known else [], logits, tree.parents)
 
     def _target(self, logits: Tensor, *args: Any) -> None:
         drafts, probs = self._drafts
@@ -158,6 +158,6 @@ class StepWatch:
 
 def _drafts_trees(runner: Any) -> bool:
     """Whether it is ours, for trees and adaptive chains."""
-    from ..tree.runner import TreeRunner
+    from ..tree.host_v1 import TreeRunner
 
     return isinstance(runner, TreeRunner)

@@ -114,7 +114,7 @@ def explain(step: TraceStep, decode: Callable[[int], str]) -> TracedStep:
             parent=tree.parents[node - 1],
             accepted=node in path,
             # The step did not come to a token of its own, and this one stands behind where it stopped.
-            trimmed=step.own_prob is None and node != end and bool(tree.ancestors[node, end]),
+            trimmed=step.own_prob is None and node != end and end in _above(node, tree.parents),
             draft_probability=q,
             target_probability=p,
         )
@@ -138,3 +138,12 @@ def explain(step: TraceStep, decode: Callable[[int], str]) -> TracedStep:
             Emitted(token=token, text=decode(token), how=how, depth=None, draft=None, target_probability=step.own_prob)
         )
     return TracedStep(emitted=emitted, drafts=drafts)
+
+
+def _above(node: int, parents: Sequence[int]) -> list[int]:
+    """The nodes that a node continues, up to the root, 0."""
+    found = []
+    while node:
+        node = parents[node - 1]
+        found.append(node)
+    return found

@@ -17,8 +17,7 @@ VOCAB = 16
 @contextlib.contextmanager
 def tree_engine(target: Path, head: Path, nodes: int, eagle: dict[str, Any], **options: Any) -> Iterator[Engine]:
     """An engine as `additional_config`'s section `eagle` asks, with at most `nodes` drafts a step."""
-    settings = {"additional_config": {"eagle": eagle}, "worker_cls": "vllm_eagle_plugin.TreeWorker"}
-    with engine(target, head, nodes, **{**settings, **options}) as running:
+    with engine(target, head, nodes, **{"additional_config": {"eagle": eagle}, **options}) as running:
         yield running
 
 

@@ -16,6 +16,7 @@ from vllm.v1.attention.backends import cpu_attn
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl, CPUAttentionMetadata, _get_attn_isa
 
 from vllm_eagle_plugin.compat.versions import version_tuple
+from vllm_eagle_plugin.tree.attention.kv_layout import elements, flat, layout_of
 
 current_platform.import_kernels()
 if torch.cpu._is_amx_tile_supported():
@@ -41,7 +42,7 @@ class Case:
     isa: str | None = None
     #: Blocks behind the cache in its allocation: other layers', and room for trees.
     between: int = 0
-    room: int = 0
+    room: int = 40
     impl: dict[str, Any] = field(default_factory=dict)
 
     def layer(self, blocks: int) -> Any:
@@ -83,6 +84,14 @@ def write(layer: Any, table: Tensor, first: int, keys: Tensor, values: Tensor) -
     """Keep keys and values [n, kv_heads, head_dim] of positions `first` and on of a request with these blocks."""
     at, size = torch.arange(first, first + len(keys)), layer.kv_cache.shape[2]
     layer.impl.do_kv_cache_update(layer, keys, values, layer.kv_cache, table.long()[at // size] * size + at % size)
+
+
+def gather(layer: Any, blocks: Tensor, keys: int) -> tuple[Tensor, Tensor]:
+    """The first `keys` keys and values in these blocks, [kv_heads, keys, head_dim] each, in the cache's dtype."""
+    cache, at = layer.kv_cache, torch.arange(keys)
+    slots = blocks.long()[at // cache.shape[2]] * cache.shape[2] + at % cache.shape[2]
+    found = flat(cache)[elements(layout_of(layer), cache, slots)].view(cache.dtype)
+    return found[:, :, 0].transpose(0, 1), found[:, :, 1].transpose(0, 1)
 
 
 def metadata(layer: Any, queries: list[int], lengths: list[int], table: Tensor) -> CPUAttentionMetadata:

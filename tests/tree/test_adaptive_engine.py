@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from vllm_eagle_plugin.compat.running import runner_of
+from vllm_eagle_plugin.tree import plan
+from vllm_eagle_plugin.tree.attention import attached
+from vllm_eagle_plugin.tree.budget import StepTimes
 
 from ..cases import CASES
 from ..known_answer import known_answer_head, save_head
@@ -17,21 +20,19 @@ from .drafting import tree_engine
 
 pytestmark = pytest.mark.engine
 K = 4
+CHEAP_DRAFTS = StepTimes({1: 1.0}, {1: 0.0})
 
 
 class ByTurns:
-    """A controller that drafts in one step of six: all requests in the same, or each in its own."""
+    """A budget that drafts in one step of six: all requests in the same, or each in its own."""
 
-    def __init__(self, together):
-        self.step, self.together, self.known = 0, together, {}
+    def __init__(self, together, largest):
+        self.step, self.together, self.largest, self.known = 0, together, largest, {}
 
-    def limits(self, requests):
+    def each(self, requests):
         self.step += 1
         turns = [0 if self.together else self.known.setdefault(r, len(self.known)) for r in requests]
-        return [0 if (self.step + turn) % 6 else K for turn in turns]
-
-    def trials(self, requests):
-        return [False] * len(requests)
+        return [0 if (self.step + turn) % 6 else self.largest for turn in turns]
 
     def observe(self, *seen):
         pass
@@ -39,8 +40,16 @@ class ByTurns:
     def forget(self, request):
         pass
 
-    def state(self):
+    def report(self):
         return {}
+
+
+@pytest.fixture
+def by_turns(monkeypatch):
+    def use(together):
+        monkeypatch.setattr(plan, "Budget", lambda sizes, *a: ByTurns(together, len(sizes)))
+
+    return use
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +60,9 @@ def target(tmp_path_factory):
 
 @pytest.mark.parametrize("together", [True, False], ids=["together", "each in its own step"])
 @pytest.mark.parametrize("name", ["eagle-everything", "eagle3-everything", "feature"])
-def test_drafts_after_a_pause_are_those_without(name, together, target, proposals, monkeypatch, tmp_path):
+def test_drafts_after_a_pause_are_those_without(name, together, target, proposals, by_turns, tmp_path):
     """While nothing is drafted the head does not run; what it has not read, it reads before it drafts again."""
-    from vllm_eagle_plugin.tree import planner
-
-    monkeypatch.setattr(planner, "controller", lambda *a: ByTurns(together))
+    by_turns(together)
     folder, model = target
     head = random_head(HEADS[name], model)
     save_head(head, tmp_path / "head")
@@ -75,7 +82,7 @@ def test_drafts_after_a_pause_are_those_without(name, together, target, proposal
     assert compared >= 50
 
 
-@pytest.mark.parametrize("eagle", [{"adaptive": {"controller": "window"}}, {"tree": "auto"}])
+@pytest.mark.parametrize("eagle", [{"adaptive": True}, {"tree": "auto"}])
 def test_a_worthless_head_is_left_alone(eagle, target, tmp_path):
     folder, model = target
     save_head(random_head(HEADS["eagle3"], model), tmp_path / "head")
@@ -105,16 +112,13 @@ def test_a_step_without_drafts_is_what_vllm_takes_it_for(target, tmp_path):
         assert torch.equal(torch.as_tensor(ours[name]), torch.as_tensor(expected)), name
 
 
-def test_a_pass_without_trees_runs_the_layers_of_vllm(target, tmp_path, monkeypatch):
+def test_a_pass_without_trees_runs_the_layers_of_vllm(target, tmp_path, monkeypatch, by_turns):
     """And one with trees runs those that heed them; the head's own are left as they are."""
     from vllm.config import get_layers_from_vllm_config
     from vllm.forward_context import get_forward_context
     from vllm.model_executor.layers.attention import Attention
 
-    from vllm_eagle_plugin.tree import planner
-    from vllm_eagle_plugin.tree.old_attention import attached
-
-    monkeypatch.setattr(planner, "controller", lambda *a: ByTurns(together=True))
+    by_turns(together=True)
     folder, model = target
     save_head(random_head(HEADS["eagle3"], model), tmp_path / "head")
     seen = []
@@ -141,10 +145,14 @@ def test_a_pass_without_trees_runs_the_layers_of_vllm(target, tmp_path, monkeypa
 def test_a_head_that_is_always_right_drafts_the_most(targets, head_folder):
     target = targets()
     save_head(known_answer_head(CASES["eagle-fc-bias"](), target), head_folder)
-    with tree_engine(target.folder, head_folder, K, {"adaptive": {"controller": "window"}}) as running:
+    with tree_engine(target.folder, head_folder, K, {"adaptive": True}) as running:
+        running.llm.collective_rpc(lambda worker: worker.model_runner.drafter.planner.use(CHEAP_DRAFTS))
         outputs = running.generate(walks(target), max_tokens=41)
-        counters = running.counters()
-        lengths = running.llm.collective_rpc("drafting_report")[0]["controller"]["lengths"]
+        running.generate(walks(target), max_tokens=41)
+        before = running.counters()
+        running.generate(walks(target), max_tokens=41)
+        counters = running.counters() - before
+        sizes = running.llm.collective_rpc("drafting_report")[0]["budget"]["sizes"]
     assert all(continues(target, p, o) for p, o in zip(walks(target), outputs, strict=True))
     assert counters.acceptance_length == K + 1
-    assert set(lengths) == {K}
+    assert max(sizes, key=lambda size: size[-1])[:2] == [K, K]

@@ -57,7 +57,7 @@ def test_trees_accept_what_chains_cannot(name, targets, head_folder):
 @pytest.mark.parametrize("name", ["projection", pytest.param("eagle3", marks=pytest.mark.extended)])
 def test_hidden_states_must_follow_the_path(name, targets, head_folder, monkeypatch):
     """The negative control: the head reads states of other tokens, so drafts are wrong; the text is not."""
-    monkeypatch.setattr("vllm_eagle_plugin.tree.runner.TreeRunner._move_states", lambda *a: None)
+    monkeypatch.setattr("vllm_eagle_plugin.tree.host_v1.TreeRunner._move_states", lambda *a: None)
     target = targets("llama", SUBSET)
     save_head(confused_head(CASES[name](), target)[0], head_folder)
     asked = walks(target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 from vllm_eagle_plugin.compat.sampler_noise import exponential, foretold, split_mix
 from vllm_eagle_plugin.tree.config import Shape
 from vllm_eagle_plugin.tree.coupling import Coupled, Coupling
-from vllm_eagle_plugin.tree.old_grow import Growth, select
+from vllm_eagle_plugin.tree.grow import Beams, grow, select
+from vllm_eagle_plugin.tree.walk_v1 import Step, walk
 
 VOCAB, CPU = 300, torch.device("cpu")
 SHAPE = Shape("dynamic", 9, 3, 3)
@@ -94,8 +96,6 @@ def accepted(sampler, table, head, temperatures, *, with_noise, ids=None, steps=
     from vllm.v1.sample.logits_processor import LogitsProcessors
     from vllm.v1.sample.metadata import SamplingMetadata
 
-    from vllm_eagle_plugin.tree.verify import walk
-
     batch, own = len(temperatures), coupling(sampler)
     requests = [str(i) for i in range(batch)]
     generators = {i: own.generator(r) for i, r in enumerate(requests) if temperatures[i] > 0}
@@ -105,19 +105,21 @@ def accepted(sampler, table, head, temperatures, *, with_noise, ids=None, steps=
         heated, False, False, None, None, generators, None, True, None, none, none, none, [[]] * batch, None, {},
         LogitsProcessors(),
     )  # fmt: skip
-    last, found = torch.arange(batch), 0
+
+    def level(coupled: Coupled, beams: Beams) -> torch.Tensor:
+        return coupled(head[beams.tokens], beams.depth)
+
+    last, right = torch.arange(batch), 0
     for _ in range(steps):
         coupled = Coupled(own if with_noise else None, requests, temperatures, generators, ids)
-        growth = Growth(SHAPE, batch, ids=ids)
-        growth.start(coupled(head[last], 0))
-        while (beams := growth.beams()) is not None:
-            growth.extend(coupled(head[beams.tokens], beams.depth))
-        trees = [drawn.tree for drawn in select(growth.candidates(), [SHAPE.nodes] * batch)]
-        rows = [token for i, tree in enumerate(trees) for token in (int(last[i]), *tree.tokens)]
-        walked = walk(sampler, table[rows], metadata, trees, greedy=False)
-        found += sum(map(len, walked.paths))
-        last = torch.stack([row[row >= 0][-1] for row in walked.output.sampled_token_ids]).long()
-    return found / steps / batch
+        found = grow(coupled(head[last], 0), partial(level, coupled), SHAPE, ids)
+        trees = select(found, SHAPE.nodes).trees
+        first = torch.arange(batch) * (SHAPE.nodes + 1)
+        rows = torch.cat([last[:, None], trees.tokens], 1).flatten()
+        output, paths = walk(sampler, table[rows], metadata, Step(trees, first, first), takes_argmax=False)
+        right += int(paths.counts.sum()) - batch
+        last = output.sampled_token_ids.gather(1, paths.counts[:, None] - 1)[:, 0].long()
+    return right / steps / batch
 
 
 def test_a_head_that_knows_the_target_is_right_at_any_temperature(sampler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,13 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from vllm_eagle_plugin.tree.cpu_attention import TreeCPUAttentionImpl, enable, unsupported
-from vllm_eagle_plugin.tree.kv_layout import gather
-from vllm_eagle_plugin.tree.old_attention import MaskedRows, attach, masked_attention, merge, sees
-from vllm_eagle_plugin.tree.switch import Switch
-from vllm_eagle_plugin.tree.tree import Tree
+from vllm_eagle_plugin.tree.attention import Tail, attach, drafting, verifying
+from vllm_eagle_plugin.tree.attention.cpu import TreeCPUAttentionImpl, enable, unsupported
+from vllm_eagle_plugin.tree.attention.reference import masked_attention, sees
+from vllm_eagle_plugin.tree.trees import Trees
 
-from .layers import FP8, Case, forward, metadata, write
+from .layers import FP8, Case, forward, gather, metadata, write
 
 CASES = {
     "fp32": Case(),
@@ -38,18 +38,28 @@ CASES = {
     "fp8-e5m2": Case(kv_dtype="fp8_e5m2"),
 }
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
-TREE = Tree(tuple(range(16)), (0, 0, 1, 1, 2, 3, 3, 5, 0, 6, 8, 8, 4, 11, 12, 1))
+#: Parents of each node.
+TREE = (0, 0, 1, 1, 2, 3, 3, 5, 0, 6, 8, 8, 4, 11, 12, 1)
 #: Its rows are computed as they stand: none are picked or put back.
-DEPTH_FIRST = Tree(tuple(range(7)), (0, 1, 2, 1, 0, 5, 0))
+DEPTH_FIRST = (0, 1, 2, 1, 0, 5, 0)
 CONTEXTS = (0, 1, 100, 120, 127, 128, 300)
 
-
-def random_tree(nodes: int) -> Tree:
-    return Tree(tuple(range(nodes)), tuple(int(torch.randint(i + 1, ())) for i in range(nodes)))
+Parents = Sequence[int]
 
 
-def masked(tree: Tree, context: int, request: int = 0, first: int = 0) -> MaskedRows:
-    return MaskedRows(request, first, context, torch.from_numpy(tree.ancestors), torch.from_numpy(tree.depths))
+def random_tree(nodes: int) -> Parents:
+    return tuple(int(torch.randint(i + 1, ())) for i in range(nodes))
+
+
+def tail_of(trees: dict[int, Parents], bases: Sequence[int] | int, firsts: Sequence[int] = (0,)) -> Tail:
+    """The rows of these requests' trees, whose roots stand at positions `bases` and rows `firsts` of the pass."""
+    bases = [bases] if isinstance(bases, int) else bases
+    most = max(map(len, trees.values()))
+    parents, counts = torch.zeros(len(bases), most, dtype=torch.int64), torch.zeros(len(bases), dtype=torch.int64)
+    for request, tree in trees.items():
+        parents[request, : len(tree)], counts[request] = torch.tensor(tree), len(tree)
+    grown = Trees.of(torch.zeros_like(parents), parents, counts)
+    return verifying(grown, torch.tensor(bases), torch.tensor(firsts), (counts + 1) * (counts > 0))
 
 
 class Request:
@@ -77,12 +87,14 @@ class Request:
         key, value = (x.masked_fill(x.abs() < smallest, 0.0) for x in (key, value))
         return key * self.layer._k_scale_float, value * self.layer._v_scale_float
 
-    def expected(self, rows: MaskedRows) -> Tensor:
-        impl = self.layer.impl
-        part = masked_attention(
-            self.query, *self.kept(), sees(rows, self.case.window), impl.scale, impl.logits_soft_cap
-        )
-        return merge(part, sinks=impl.sinks)
+    def expected(self, tail: Tail, request: int = 0, mask: Tensor | None = None) -> Tensor:
+        """What the tail's rows of this request must be; `mask`: if they saw these keys of the last ones instead."""
+        impl, count = self.layer.impl, int(tail.counts[request])
+        seen = sees(tail.seen[request, :count], int(tail.context[request]), tail.newest, self.case.window)
+        if mask is not None:
+            seen[:, -mask.shape[1] :] = mask
+        query = self.query[-count:]
+        return masked_attention(query, *self.kept(), seen, impl.scale, impl.logits_soft_cap, impl.sinks)
 
 
 def error(found: Tensor, expected: Tensor) -> float:
@@ -106,99 +118,96 @@ def room_bytes(case: Case, layer: Any) -> int:
     return case.room * layer.kv_cache[0].nbytes
 
 
-def single(case: Case, context: int, tree: Tree) -> tuple[Request, object]:
-    table = blocks_for(case, context, len(tree) + 1)
+def single(case: Case, base: int, tree: Parents) -> tuple[Request, Any, Tail]:
+    """A request whose root is at position `base`, what describes its pass, and its tail, which is not attached yet."""
+    rows = len(tree) + 1
+    table = blocks_for(case, base, rows)
     layer = case.layer(len(table) + 4)
-    request = Request(case, layer, table, context, len(tree) + 1)
+    request = Request(case, layer, table, base, rows)
     enable([layer], room_bytes(case, layer))
-    return request, metadata(layer, [request.rows], [context + request.rows], table[None])
+    return request, metadata(layer, [rows], [base + rows], table[None]), tail_of({0: tree}, base)
 
 
-@pytest.mark.parametrize("room", [0, 2, 40])
+@pytest.mark.parametrize("room", [3, 40])
 @pytest.mark.parametrize("name", CASES)
 def test_tree_rows_see_the_context_and_their_ancestors(name: str, room: int) -> None:
-    """Without room behind the caches, with too little for all branches at once, and with enough."""
+    """With too little room behind the caches for all branches at once, and with enough."""
     case = replace(CASES[name], room=room, between=5)
-    for context in CONTEXTS:
+    for base in CONTEXTS:
         for tree in (TREE, DEPTH_FIRST, random_tree(5), random_tree(40)):
-            request, described = single(case, context, tree)
-            rows = masked(tree, context)
-            attach(described, [rows], whole_batch=True)
-            before = allocation(request.layer)[: -room or None].clone()
+            request, described, tail = single(case, base, tree)
+            attach(described, tail)
+            before = allocation(request.layer)[:-room].clone()
             found = forward(request.layer, request.query, described)
-            tolerance = 0.1 if name == "fp8-bf16" else TOLERANCE[case.dtype]
-            assert error(found, request.expected(rows)) < tolerance, (context, tree)
+            tolerance = 0.15 if name == "fp8-bf16" else TOLERANCE[case.dtype]
+            assert error(found, request.expected(tail)) < tolerance, (base, tree)
             # Keys that the pass computed are kept in the branches' blocks as those in the cache are moved there.
             assert torch.equal(found, forward(request.layer, request.query, described, request.fresh))
-            assert torch.equal(before, allocation(request.layer)[: -room or None])
+            assert torch.equal(before, allocation(request.layer)[:-room])
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_rows_before_a_tree_are_a_chain(whole: bool) -> None:
+def test_rows_before_a_tree_are_a_chain() -> None:
     """A request that comes back computes what it had and verifies drafts in the same step."""
     case, before = CASES["fp32"], 30
     table = blocks_for(case, 100, before + 17)
     layer = case.layer(len(table) + 4)
-    enable([layer])
+    enable([layer], room_bytes(case, layer))
     request = Request(case, layer, table, 100, before + 17)
     described = metadata(layer, [request.rows], [100 + request.rows], table[None])
     stock = forward(layer, request.query, described)
-    rows = masked(TREE, 100 + before, first=before)
-    attach(described, [rows], whole_batch=whole)
+    tail = tail_of({0: TREE}, 100 + before, [before])
+    attach(described, tail)
     found = forward(layer, request.query, described, request.fresh)
-    request.query = request.query[before:]
     assert torch.equal(found[:before], stock[:before])
-    assert error(found[before:], request.expected(rows)) < 5e-6
+    assert error(found[before:], request.expected(tail)) < 5e-6
 
 
-@pytest.mark.parametrize("room", [0, 3, 20])
+@pytest.mark.parametrize("room", [3, 20])
 def test_layers_of_one_allocation_share_the_room(room: int) -> None:
     """Layers of a KV cache group read the same metadata; the room is a different number of blocks behind each."""
-    case, context = replace(CASES["bf16"], room=room), 200
-    table = blocks_for(case, context, 17)
+    case, base = replace(CASES["bf16"], room=room), 200
+    table = blocks_for(case, base, 17)
     first = case.layer(3 * 8)
     layers = [first, *(case.layer(0) for _ in range(2))]
     for i, layer in enumerate(layers):
         layer.kv_cache = first.kv_cache[8 * i : 8 * i + 8] if layer is not first else first.kv_cache
     first.kv_cache = first.kv_cache[:8]
     enable(layers, room_bytes(case, first))
-    requests = [Request(case, layer, table, context, 17) for layer in layers]
-    described, rows = metadata(first, [17], [context + 17], table[None]), masked(TREE, context)
-    attach(described, [rows], whole_batch=True)
+    requests = [Request(case, layer, table, base, 17) for layer in layers]
+    described, tail = metadata(first, [17], [base + 17], table[None]), tail_of({0: TREE}, base)
+    attach(described, tail)
     for request in [*requests, *requests]:
         found = forward(request.layer, request.query, described)
-        assert error(found, request.expected(rows)) < TOLERANCE[case.dtype]
+        assert error(found, request.expected(tail)) < TOLERANCE[case.dtype]
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16"])
 def test_other_masks_are_told_apart(name: str) -> None:
     case = CASES[name]
-    request, described = single(case, 100, TREE)
-    rows = masked(TREE, 100)
+    request, described, tail = single(case, 100, TREE)
     causal = forward(request.layer, request.query, described)
-    attach(described, [rows], whole_batch=True)
+    attach(described, tail)
     found = forward(request.layer, request.query, described)
     for wrong in (torch.ones(17, 17), torch.ones(17, 17).tril(), torch.eye(17)):
-        assert error(found, request.expected(replace(rows, visible=wrong.bool()))) > 5 * TOLERANCE[case.dtype]
-    assert error(causal, request.expected(rows)) > 5 * TOLERANCE[case.dtype]
+        assert error(found, request.expected(tail, mask=wrong.bool())) > 5 * TOLERANCE[case.dtype]
+    assert error(causal, request.expected(tail)) > 5 * TOLERANCE[case.dtype]
 
 
 def test_a_window_counts_depths_and_not_slots() -> None:
-    request, described = single(CASES["short-window"], 100, TREE)
-    rows = masked(TREE, 100)
-    attach(described, [rows], whole_batch=True)
+    request, described, tail = single(CASES["short-window"], 100, TREE)
+    attach(described, tail)
     found = forward(request.layer, request.query, described)
-    assert error(found, request.expected(rows)) < 5e-6
-    assert error(found, request.expected(replace(rows, positions=torch.arange(17)))) > 1e-2
+    assert error(found, request.expected(tail)) < 5e-6
+    by_slots = sees(tail.seen[0], 101, -1) & torch.ones(17, 117).tril(100).triu(98).bool()
+    assert error(found, request.expected(tail, mask=by_slots)) > 1e-2
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_chain_is_what_the_stock_kernel_computes(name: str) -> None:
     for context in CONTEXTS:
-        chain = Tree.chain(range(16))
-        request, described = single(CASES[name], context, chain)
+        request, described, tail = single(CASES[name], context, range(16))
         stock = forward(request.layer, request.query, described)
-        attach(described, [masked(chain, context)], whole_batch=True)
+        attach(described, tail)
         found = forward(request.layer, request.query, described)
         assert torch.equal(found, stock)
 
@@ -206,11 +215,11 @@ def test_a_chain_is_what_the_stock_kernel_computes(name: str) -> None:
 def test_alibi_counts_depths() -> None:
     """A path through the tree is computed as the chain that it is."""
     case = Case(alibi=True)
-    request, described = single(case, 50, TREE)
-    attach(described, [masked(TREE, 50)], whole_batch=True)
+    request, described, tail = single(case, 50, TREE)
+    attach(described, tail)
     found = forward(request.layer, request.query, described)
     for leaf in range(17):
-        path = TREE.ancestors[leaf].nonzero()[0]
+        path = torch.tensor([0, *(j + 1 for j in range(16) if int(tail.seen[0, leaf]) >> j & 1)])
         keep = [*range(50), *(50 + path)]
         write(request.layer, request.table, 0, request.key[keep], request.value[keep])
         chain = metadata(request.layer, [len(path)], [len(keep)], request.table[None])
@@ -218,53 +227,59 @@ def test_alibi_counts_depths() -> None:
         assert error(found[leaf], stock[-1]) < 5e-6
 
 
-@pytest.mark.parametrize("room", [0, 3])
+@pytest.mark.parametrize("room", [3, 24])
 @pytest.mark.parametrize("name", ["fp32", "bf16", "everything", "window-small-blocks", "fp8"])
 def test_trees_among_chains_and_prefills(name: str, room: int) -> None:
     case = replace(CASES[name], room=room)
-    contexts, sizes = (40, 0, 130, 250, 127, 77), (17, 60, 6, 1, 31, 5)
+    bases, sizes = (40, 0, 130, 250, 127, 77), (17, 60, 6, 1, 31, 5)
     trees = {0: TREE, 2: random_tree(5), 4: random_tree(30)}
     order = torch.randperm(40) + 1
     table = order[:18].view(6, 3) if case.block_size == 128 else order[:36].view(6, 6)
-    contexts = contexts if case.block_size == 128 else (40, 0, 130, 150, 127, 77)
+    bases = bases if case.block_size == 128 else (40, 0, 130, 150, 127, 77)
     layer = case.layer(41)
     enable([layer], room_bytes(case, layer))
-    requests = [Request(case, layer, t, c, n) for t, c, n in zip(table, contexts, sizes, strict=True)]
-    described = metadata(layer, list(sizes), [c + n for c, n in zip(contexts, sizes, strict=True)], table)
+    requests = [Request(case, layer, t, c, n) for t, c, n in zip(table, bases, sizes, strict=True)]
+    described = metadata(layer, list(sizes), [c + n for c, n in zip(bases, sizes, strict=True)], table)
     firsts = described.query_start_loc.tolist()
     query = torch.cat([r.query for r in requests])
     fresh = tuple(torch.cat(new) for new in zip(*(r.fresh for r in requests), strict=True))
     stock = forward(layer, query, described, fresh)
-    attach(described, [masked(t, contexts[i], i, firsts[i]) for i, t in trees.items()], whole_batch=False)
+    tail = tail_of(trees, bases, firsts[:-1])
+    attach(described, tail)
     found = forward(layer, query, described, fresh)
+    chains = tail_of({i: range(size - 1) for i, size in enumerate(sizes)}, bases, firsts[:-1])
     for i, request in enumerate(requests):
+        if sizes[i] == 1:
+            continue
         rows = slice(firsts[i], firsts[i + 1])
-        expected = request.expected(masked(trees.get(i) or Tree.chain(range(sizes[i] - 1)), contexts[i]))
-        assert error(found[rows], expected) < TOLERANCE[case.dtype]
+        assert error(found[rows], request.expected(tail if i in trees else chains, i)) < TOLERANCE[case.dtype]
         assert (i in trees) != (error(found[rows], stock[rows]) < TOLERANCE[case.dtype])
+    alone = slice(firsts[3], firsts[4])
+    assert error(found[alone], stock[alone]) < TOLERANCE[case.dtype]
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16", "window"])
 def test_a_level_of_beams_sees_earlier_levels(name: str) -> None:
     case, context, k = CASES[name], 120, 4
     sources = torch.tensor([[0, 0, 0, 0], [1, 0, 1, 3], [2, 2, 0, 1]])
-    visible = torch.eye(k, dtype=torch.bool)
+    seen = torch.zeros(1, 1, dtype=torch.int64)
     for depth in range(3):
-        tail = (depth + 1) * k
-        if depth:
-            visible = torch.cat([visible[sources[depth]], torch.eye(k, dtype=torch.bool)], 1)
-        table = blocks_for(case, context, tail)
+        drafted = (depth + 1) * k
+        seen = seen.gather(1, sources[depth][None]) | (1 << torch.arange(drafted - k, drafted))
+        table = blocks_for(case, context, drafted)
         layer = case.layer(len(table) + 4)
-        enable([layer])
-        request = Request(case, layer, table, context, k, tail)
-        described = metadata(layer, [k], [context + tail], table[None])
-        rows = MaskedRows(0, 0, context, visible, torch.arange(3).repeat_interleave(k)[:tail])
-        attach(described, [rows], whole_batch=True)
-        assert error(forward(layer, request.query, described), request.expected(rows)) < TOLERANCE[case.dtype]
+        enable([layer], room_bytes(case, layer))
+        request = Request(case, layer, table, context, k, drafted)
+        described = metadata(layer, [k], [context + drafted], table[None])
+        tail = drafting(seen, drafted, torch.tensor([context]))
+        attach(described, tail)
+        expected = request.expected(tail)
+        assert error(forward(layer, request.query, described), expected) < TOLERANCE[case.dtype]
+        assert error(forward(layer, request.query, described, request.fresh), expected) < TOLERANCE[case.dtype]
 
 
 def test_without_trees_the_stock_kernel_runs() -> None:
-    request, described = single(Case(), 90, TREE)
+    request, described, _ = single(Case(), 90, TREE)
     found = forward(request.layer, request.query, described)
     request.layer.impl.__class__ = TreeCPUAttentionImpl.__mro__[1]
     assert torch.equal(found, forward(request.layer, request.query, described))
@@ -279,19 +294,6 @@ def test_only_the_layers_given_change() -> None:
     assert unsupported(layers[0]) is None
 
 
-def test_layers_are_the_stock_ones_while_switched_off() -> None:
-    request, described = single(Case(), 90, TREE)
-    impl, before = request.layer.impl, forward(request.layer, request.query, described)
-    switch = Switch([request.layer])
-    switch.turn(on=False)
-    assert type(impl) is TreeCPUAttentionImpl.__base__
-    switch.turn(on=True)
-    attach(described, [masked(TREE, 90)], whole_batch=True)
-    after = forward(request.layer, request.query, described)
-    assert type(impl) is TreeCPUAttentionImpl
-    assert not torch.equal(before, after)
-
-
 def test_what_cannot_carry_trees_says_why() -> None:
     layer = Case(impl={"attn_type": "encoder_only"}).layer(2)
     assert "encoder_only" in unsupported(layer)
@@ -299,11 +301,3 @@ def test_what_cannot_carry_trees_says_why() -> None:
     assert "object" in unsupported(layer)
     with pytest.raises(TypeError, match="object"):
         enable([layer])
-
-
-def test_rows_that_are_no_path_are_refused() -> None:
-    request, described = single(Case(), 90, TREE)
-    rows = masked(TREE, 90)
-    attach(described, [replace(rows, visible=torch.ones(17, 17).bool())], whole_batch=True)
-    with pytest.raises(ValueError, match="no path"):
-        forward(request.layer, request.query, described)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vllm_eagle_plugin.tree.cost_model import CostModel
+from vllm_eagle_plugin.tree.budget import StepTimes
 
 from ..engine import engine
 from ..known_answer import save_head
@@ -22,7 +22,7 @@ SHAPES = {
     "static-12": (12, {"kind": "static"}),
     "auto-16": (16, {"kind": "auto"}),
 }
-CHEAP_DRAFTS = CostModel({1: 1.0}, {1: 0.0}, {1: 0.0})
+CHEAP_DRAFTS = StepTimes({1: 1.0}, {1: 0.0})
 FAMILIES = ["feature", "projection", "eagle", "eagle-everything", "eagle3-everything"]
 #: What the default suite runs; the rest is `extended`.
 CORE = {
@@ -71,8 +71,8 @@ def test_same_tokens(family, shape, target, head, plain, monkeypatch):
     """Prompts read in chunks, trees and prompts in the same steps, trees cut short by the token budget."""
     nodes, tree = SHAPES[shape]
     # Drafts that cost nothing: by real costs an auto tree would soon give such heads up.
-    monkeypatch.setattr("vllm_eagle_plugin.tree.measure.measured_costs", lambda runner: CHEAP_DRAFTS)
-    monkeypatch.setattr("vllm_eagle_plugin.tree.cost.Curve.observe", lambda *seen: None)
+    monkeypatch.setattr("vllm_eagle_plugin.tree.measure.measured_times", lambda runner: CHEAP_DRAFTS)
+    monkeypatch.setattr("vllm_eagle_plugin.tree.budget.Curve.observe", lambda *seen: None)
     with tree_engine(target[0], head(family), nodes, {"tree": tree}, max_num_batched_tokens=160) as running:
         outputs = running.generate(prompts(COUNT, LONGEST), max_tokens=TOKENS)
         counters = running.counters()
@@ -96,7 +96,7 @@ def test_preemption_prefix_caching_and_aborts(family, target, head):
         running.generate(asked[-2:], max_tokens=60)
         again = running.generate(asked[-2:], max_tokens=60)
         found = {m.name: m.value for m in running.llm.get_metrics() if hasattr(m, "value")}
-        assert not running.runner.trees or set(running.runner.trees) <= set(running.runner.requests)
+        assert not running.runner.proposed or set(running.runner.proposed) <= set(running.runner.requests)
     assert found["vllm:num_preemptions"] > 0
     assert found["vllm:prefix_cache_hits"] > 0
     assert first == plain
@@ -147,14 +147,15 @@ def test_bfloat16_in_the_layout_of_this_machine(target, head):
 @pytest.fixture
 def broken(request, monkeypatch):
     """One part of tree verification left out."""
-    from vllm_eagle_plugin.tree import kv_layout, runner
+    from vllm_eagle_plugin.tree import host_v1
+    from vllm_eagle_plugin.tree.attention import cpu
 
     if request.param == "mask":
-        monkeypatch.setattr(runner, "attach", lambda *a, **k: None)
+        monkeypatch.setattr(host_v1, "attach", lambda *a, **k: None)
     elif request.param == "positions":
-        monkeypatch.setattr(runner.TreeRunner, "_set_positions", lambda *a: None)
+        monkeypatch.setattr(host_v1.TreeRunner, "_set_positions", lambda *a: None)
     else:
-        monkeypatch.setattr(kv_layout, "move_slots", lambda *a: None)
+        monkeypatch.setattr(cpu, "move_slots", lambda *a: None)
 
 
 @pytest.mark.parametrize("broken", ["mask", "positions", "compaction"], indirect=True)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
-from vllm_eagle_plugin.tree.kv_layout import LayoutError, gather, layout_of, learn, move_slots
+from vllm_eagle_plugin.tree.attention.kv_layout import LayoutError, layout_of, learn, move_slots
 
-from .layers import Case, write
+from .layers import Case, gather, write
 
 CASES = {
     "vec-fp32": Case(),
@@ -53,7 +51,7 @@ def test_moved_keys_stand_where_writing_would_have_put_them(name: str) -> None:
     to = torch.tensor([3, 281, 5, 127, 280])  # sources among the destinations: all are read first
     size = case.block_size
     source, destination = (table[p // size] * size + p % size for p in (at, to))
-    move_slots(layer, source, destination)
+    move_slots([layer], source, destination)
     moved = [x.clone() for x in (keys, values)]
     for new, old in zip(moved, (keys, values), strict=True):
         new[to] = old[at]
@@ -70,7 +68,7 @@ def test_layers_of_different_shapes_move_together() -> None:
     for case, (layer, _, _) in zip(cases, layers, strict=True):
         alone = case.layer(14)
         alone.kv_cache.copy_(layer.kv_cache)
-        move_slots(alone, *slots)
+        move_slots([alone], *slots)
         expected.append(alone.kv_cache)
     move_slots([layer for layer, _, _ in layers], *slots)
     assert all(torch.equal(layer.kv_cache, e) for (layer, _, _), e in zip(layers, expected, strict=True))
@@ -83,7 +81,7 @@ def test_a_cache_between_others_is_moved_alone() -> None:
     shared = torch.randn(3, *layer.kv_cache.shape)
     shared[1] = layer.kv_cache
     before, layer.kv_cache = shared.clone(), shared[1]
-    move_slots(layer, table[:1] * 128, table[:1] * 128 + 1)
+    move_slots([layer], table[:1] * 128, table[:1] * 128 + 1)
     assert torch.equal(shared[0], before[0])
     assert torch.equal(shared[2], before[2])
     assert not torch.equal(shared[1], before[1])
@@ -111,16 +109,3 @@ def test_an_unknown_layout_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "cpu_attn_reshape_and_cache", lambda *args, **kwargs: None)
     with pytest.raises(LayoutError, match=r"vec, torch.float32, blocks of 96"):
         layout_of(Case(block_size=96).layer(2))
-
-
-def test_moving_slots_of_flash_attention():
-    """Its caches are [blocks, kv_heads, block_size, keys and values]; a chain of moves reads before it writes."""
-    cuda = pytest.importorskip("vllm_eagle_plugin.tree.cuda_attention")
-    cache = torch.randn(5, 2, 16, 8)
-    layer = SimpleNamespace(kv_cache=cache.clone())
-    source, destination = torch.tensor([35, 36, 70]), torch.tensor([33, 35, 36])
-    cuda.move_slots([layer], source, destination)
-    before, after = (c.transpose(1, 2).flatten(0, 1) for c in (cache, layer.kv_cache))
-    assert torch.equal(after[destination], before[source])
-    kept = [i for i in range(80) if i not in destination.tolist()]
-    assert torch.equal(after[kept], before[kept])

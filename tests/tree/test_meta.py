@@ -44,7 +44,7 @@ def test_growing_masking_walking_and_compacting_ask_the_host_for_nothing(shape: 
     trees = grown(shape)
     assert all(t.device == META for t in trees)
     assert trees.tokens.shape == trees.ancestors.shape == (BATCH, shape.nodes)
-    trees = trees.first(numbers(BATCH)).depth_first()
+    trees = trees.first(numbers(BATCH))
     base, width = numbers(BATCH), shape.depth + 1
     assert trees.positions(base).shape == (BATCH, shape.nodes + 1)
     assert trees.chains.shape == (BATCH,)

@@ -73,7 +73,6 @@ def test_a_folder_that_is_gone_stops_nobody(front_end: None, monkeypatch: pytest
 
 SETTINGS = [
     "--dtype", "float32", "--max-model-len", "128", "--max-num-seqs", "2", "--enforce-eager", "--skip-tokenizer-init",
-    "--worker-cls", "vllm_eagle_plugin.TreeWorker", "--no-async-scheduling",
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import torch
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, KVCacheLayout, KVCacheTensor
 from vllm.v1.worker.utils import allocate_kv_cache
 
-from vllm_eagle_plugin.tree.room import room_behind, with_room
+from vllm_eagle_plugin.tree.attention.room import room_behind, with_room
 
 BLOCKS = 10
 

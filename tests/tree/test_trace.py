@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from vllm_eagle_plugin.benchmarks.engine import open_engine
 from vllm_eagle_plugin.benchmarks.prompts import Question
@@ -11,6 +13,7 @@ from vllm_eagle_plugin.benchmarks.session import Sampling
 from vllm_eagle_plugin.benchmarks.step_watch import TraceStep
 from vllm_eagle_plugin.benchmarks.trace import Trace, explain
 
+from vllm_eagle_plugin.tree.budget import Budget
 from vllm_eagle_plugin.tree.observe import observers
 
 from ..cases import CASES, SUBSET
@@ -58,8 +61,10 @@ def test_a_traced_tree_is_exactly_the_one_drafted(traced) -> None:
     at, kinds = 1, set()
     for step in rest:
         assert len(step.drafts) == len(step.draft_probs) == len(step.target_probs) == 10
-        tree = step.tree
-        for node, depth in enumerate(tree.depths.tolist()):
+        tree, depths = step.tree, [0]
+        for parent in tree.parents:
+            depths.append(depths[parent] + 1)
+        for node, depth in enumerate(depths):
             assert tree.parents.count(node) == [*BRANCHES, 0][depth]
         node, path = 0, []
         for expected in target.walk(text[at - 1], 4)[1:]:
@@ -102,14 +107,15 @@ def check_drawing(step: TraceStep) -> None:
 
 
 @pytest.mark.engine
-def test_adaptive_chains_trace(traced) -> None:
+def test_adaptive_chains_trace(traced, monkeypatch) -> None:
     """Of steps in which nothing was drafted too: the drafts shown are those of the step, not of one before."""
-    adaptive = {"controller": "window", "window": 2, "raise_above": 0.95, "lower_below": 0.9, "probe_every": 4}
-    _, _, text, steps = traced({"adaptive": adaptive}, 3)
-    assert {len(step.drafts) for step in steps[1:]} >= {0, 1}, "the controller should have paused and tried again"
+    turns = itertools.cycle([3, 0, 1])
+    monkeypatch.setattr(Budget, "each", lambda self, requests: [next(turns)] * len(requests))
+    _, _, text, steps = traced({"adaptive": True}, 3)
+    assert {len(step.drafts) for step in steps[1:]} == {0, 1, 3}
     at = 1
     for step in steps[1:]:
-        assert step.tree.is_chain
+        assert step.tree.parents == list(range(len(step.drafts)))
         assert len(step.draft_probs) == len(step.target_probs) == len(step.drafts)
         right = [d == t for d, t in zip(step.drafts, text[at:], strict=False)]
         assert len(step.path) == (right.index(False) if False in right else len(right))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vllm_eagle_plugin.errors import UsageError
+from vllm_eagle_plugin.tree import WORKER
 from vllm_eagle_plugin.tree.config import parse_drafting
 
 from ..cases import CASES
@@ -51,14 +52,17 @@ def test_compiled(tmp_path):
         assert running.generate(asked, max_tokens=24) == plain
 
 
+CPU_WORKER = "vllm.v1.worker.cpu_worker.CPUWorker"
 REFUSED = {
-    "worker": ({"eagle": {"tree": "auto"}}, {"worker_cls": "auto"}, "--worker-cls vllm.v1.worker"),
-    "nothing asked": ({}, {}, "with neither a tree nor adaptive length"),
-    "empty section": ({"eagle": {}}, {"worker_cls": "auto"}, "eagle is {}, with neither"),
+    "worker": ({"eagle": {"tree": "auto"}}, {"worker_cls": CPU_WORKER}, f"--worker-cls {CPU_WORKER}"),
+    "scheduling": ({"eagle": {"tree": "auto"}}, {"async_scheduling": True}, "asynchronous scheduling"),
+    "nothing asked": ({}, {"worker_cls": WORKER}, "with neither a tree nor adaptive length"),
+    "empty section": ({"eagle": {}}, {}, "eagle is {}, with neither"),
     "too long": ({"eagle": {"adaptive": {"maximum": 40}}}, {}, "lengths up to 40"),
     "unknown kind": ({"eagle": {"tree": "bushy"}}, {}, "tree.kind"),
     "unknown key": ({"eagle": {"tree": {"kind": "dynamic", "dept": 3}}}, {}, "tree.dept"),
     "too deep": ({"eagle": {"tree": {"depth": 20}}}, {}, "20 levels"),
+    "too many": ({"eagle": {"tree": "auto"}}, {"speculative": {"num_speculative_tokens": 64}}, "At most 63"),
     "too wide": ({"eagle": {"tree": {"depth": 5, "top_k": 9}}}, {}, "top_k at most 4"),
     "no section": ({"eagle": 3}, {}, "eagle"),
     "pipeline": (
@@ -78,17 +82,15 @@ REFUSED = {
 def test_refused_before_anything_is_loaded(case, target_for, head_folder):
     """One error that ends in a whole command."""
     additional, options, words = REFUSED[case]
-    config = CASES["eagle3"]()
+    config = CASES["eagle-own-lm-head"]()
     target = target_for(config)
     save_head(known_answer_head(config, target), head_folder)
-    settings = {"worker_cls": "vllm_eagle_plugin.TreeWorker", **options}
     with (
-        pytest.raises(ValueError, match=r"--worker-cls vllm_eagle_plugin\.TreeWorker") as error,
-        engine(target.folder, head_folder, 16, additional_config=additional, **settings),
+        pytest.raises(ValueError, match=r"--additional-config '{\"eagle\": {\"tree\": \"auto\"}}'") as error,
+        engine(target.folder, head_folder, 16, additional_config=additional, **options),
     ):
         pass
     assert words in str(error.value)
-    assert "--worker-cls vllm_eagle_plugin.TreeWorker" in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vllm_eagle_plugin.tree.config import Shape
-from vllm_eagle_plugin.tree.old_grow import Growth, select
+from vllm_eagle_plugin.tree.grow import grow, select
 from vllm_eagle_plugin.tree.vocabulary import DraftVocabulary
 
 VOCAB, IDS = 11, torch.tensor([1, 2, 5, 9])
@@ -68,16 +68,10 @@ def test_else_everything(model: SimpleNamespace) -> None:
 
 def test_the_same_trees_grow_of_both() -> None:
     shape = Shape("dynamic", nodes=6, depth=2, top_k=2, branches=(), considered=4)
-    drawn = []
+    drawn, logits = [], 2 * FEATURES
     for ids in (None, IDS):
-        growth = Growth(shape, 3, ids=ids)
-        logits = 2 * FEATURES
-        growth.start((logits if ids is not None else scattered(logits)).log_softmax(-1))
-        beams = growth.beams()
-        assert beams is not None
-        wide = logits[:, None].expand(-1, beams.tokens.shape[1], -1)
-        flat = wide if ids is not None else scattered(wide.flatten(0, 1)).view(*wide.shape[:2], VOCAB)
-        growth.extend(flat.log_softmax(-1))
-        drawn.append([d.tree for d in select(growth.candidates(), [6, 6, 6])])
-    assert drawn[0] == drawn[1]
-    assert set(drawn[0][0].tokens) <= set(IDS.tolist())
+        said = logits if ids is not None else scattered(logits)
+        found = grow(said, lambda beams, said=said: said[:, None].expand(-1, beams.tokens.shape[1], -1), shape, ids)
+        drawn.append(select(found, 6).trees)
+    assert all(torch.equal(one, other) for one, other in zip(*drawn, strict=True))
+    assert set(drawn[0].tokens[0].tolist()) <= set(IDS.tolist())

@@ -48,9 +48,14 @@ def hook_vllm_config() -> None:
 
     @functools.wraps(original)
     def __post_init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
         from .. import preflight
         from ..tree import asks_for_trees
+
+        if asks_for_trees(self):
+            from ..tree.check import make_settings
+
+            make_settings(self)
+        original(self, *args, **kwargs)
 
         if preflight.is_ours(preflight.draft_config(self)) and getattr(self, "use_v2_model_runner", False):
             require_v2_version()

@@ -20,10 +20,7 @@ RUNNER_METHODS = {
     "_update_states": ("scheduler_output",),
     "_calc_spec_decode_metadata": ("num_draft_tokens", "cu_num_scheduled_tokens"),
     "_copy_draft_token_ids_to_cpu": ("scheduler_output", "zeros_only"),
-    "_dummy_run": ("num_tokens",),
 }
-#: Parameters that are handed on by name wherever they stand.
-RUNNER_KEYWORDS = {"_dummy_run": {"cudagraph_runtime_mode", "force_attention", "uniform_decode", "profile_seq_lens"}}
 RUNNER_ATTRIBUTES = (
     "_draft_token_ids",
     "discard_request_mask",
@@ -52,8 +49,6 @@ def require_tree_runner(runner: type) -> None:
         taken = parameters[1 : 1 + len(expected)]
         if taken != expected:
             raise unsuited(f"{runner.__name__}.{name} takes {', '.join(taken)}, not {', '.join(expected)}")
-        if missing := sorted(RUNNER_KEYWORDS.get(name, set()).difference(parameters)):
-            raise unsuited(f"{runner.__name__}.{name} does not take {', '.join(missing)}")
 
 
 def require_attributes(runner: Any) -> None:

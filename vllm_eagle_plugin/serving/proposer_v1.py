@@ -25,7 +25,7 @@ def proposer_class(vllm_config: Any) -> type[EagleProposer] | None:
     config = draft_config(vllm_config)
     attention_free = isinstance(getattr(config, "model", None), AttentionFreeConfig)
     if asks_for_trees(vllm_config):
-        from ..tree.draft import TreeAttentionFreeProposer, TreeHeadProposer
+        from ..tree.draft_v1 import TreeAttentionFreeProposer, TreeHeadProposer
 
         return TreeAttentionFreeProposer if attention_free else TreeHeadProposer
     if attention_free:

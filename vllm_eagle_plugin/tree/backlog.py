@@ -67,13 +67,43 @@ class Backlog:
         own = self._unread.get(request)
         return own[-1].end if own else None
 
+    def postpone(self, runner: Any, state: Any, most: int) -> bool:
+        """Take in the rows of a step of the tree runner's, from which nothing is drafted; `state` is the runner's.
+        False: with them there would be more than the `most` rows of one pass, so that they must be read now."""
+        if self.rows + sum(runner.sampled) > most:
+            return False
+        aux = state.aux_hidden_states if runner.use_aux_hidden_state_outputs else None
+        starts = runner.query_start_loc.np.tolist()
+        read = starts[len(runner.sampled)]
+        hidden = torch.cat([states[:read] for states in aux or [state.hidden_states]], -1)
+        ids, positions = runner.input_ids.gpu[:read].tolist(), runner.positions[:read].tolist()
+        for request, start, sampled in zip(runner.input_batch.req_ids, starts, runner.sampled, strict=False):
+            own = slice(start, start + sampled)
+            self.add(request, Unread(ids[own], positions[start], hidden[own]))
+        return True
+
+    def asleep(
+        self, requests: Sequence[str], levels: Sequence[int], inputs: dict[str, Any], most: int
+    ) -> dict[str, Unread]:
+        """Requests that may draft no level and have missed tokens already, and what they miss in the step of `inputs`:
+        the head runs over that, but without what came before. None where there would be more than `most` rows."""
+        starts, found = inputs["common_attn_metadata"].query_start_loc_cpu.tolist(), {}
+        for index, (request, level) in enumerate(zip(requests, levels, strict=True)):
+            row = starts[index]
+            position = int(inputs["target_positions"][row])
+            # More rows than one are of a prompt, read again after a preemption: that is read in full.
+            if level == 0 and starts[index + 1] == row + 1 and self.ends(request) == position:
+                token, hidden = int(inputs["target_token_ids"][row]), inputs["target_hidden_states"][row : row + 1]
+                found[request] = Unread([token], position, hidden.clone())
+        return found if self.rows + len(found) <= most else {}
+
     def take(
         self, requests: list[str], block_size: int, inputs: dict[str, Any], asleep: Container[str] = ()
     ) -> dict[str, Any] | None:
         """Inputs of a pass in front of the one that vLLM's `propose` was given `inputs` for, or None.
 
-        Empties the backlog of these requests, but for those `asleep`. What does not join up with a request's rows (it was preempted,
-        and reads all its tokens again) is left out.
+        Empties the backlog of these requests, but for those `asleep`. What does not join up with a request's rows (it
+        was preempted, and reads all its tokens again) is left out.
         """
         common: CommonAttentionMetadata = inputs["common_attn_metadata"]
         starts = common.query_start_loc_cpu.tolist()

@@ -1,7 +1,8 @@
-"""Whether an engine's settings let it draft trees: asked in the front end, before anything is loaded."""
+"""The settings that draft trees need: made, and whether they fit asked, in the front end before anything is loaded."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from ..errors import UsageError
@@ -10,6 +11,29 @@ from .config import Drafting, example, parse_drafting
 
 #: Speculative methods whose heads can draft trees.
 METHODS = ("eagle", "eagle3")
+
+logger = logging.getLogger("vllm.eagle_plugin")
+
+
+def make_settings(vllm_config: Any) -> None:
+    """Before vLLM settles a `VllmConfig` that asks for trees: choose what they need of what the user left open.
+
+    Raises:
+        UsageError: asynchronous scheduling was asked for. (vLLM's CPU platform would overrule it without a word.)
+    """
+    if section(vllm_config.additional_config) is None:
+        return
+    if vllm_config.scheduler_config.async_scheduling:
+        raise _error("draft trees or adaptive length with asynchronous scheduling", 16)
+    parallel, scheduler, chosen = vllm_config.parallel_config, vllm_config.scheduler_config, []
+    if parallel.worker_cls == "auto":
+        parallel.worker_cls = WORKER
+        chosen.append(f"--worker-cls {WORKER}")
+    if scheduler.async_scheduling is None:
+        scheduler.async_scheduling = False
+        chosen.append("--no-async-scheduling")
+    if chosen:
+        logger.info("For draft trees or adaptive length, vLLM runs with %s.", " ".join(chosen))
 
 
 def check_drafting(vllm_config: Any) -> Drafting | None:
@@ -47,7 +71,6 @@ def _unsuited(vllm_config: Any) -> list[str]:
     )
     compilation = vllm_config.compilation_config
     found = {
-        "with asynchronous scheduling": bool(vllm_config.scheduler_config.async_scheduling),
         "with vLLM's V2 model runner (set VLLM_USE_V2_MODEL_RUNNER=0)": bool(vllm_config.use_v2_model_runner),
         "with pipeline parallelism": parallel.pipeline_parallel_size > 1,
         "with context parallelism": parallel.decode_context_parallel_size > 1,

@@ -8,11 +8,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import UsageError
-from . import SECTION, WORKER, section
+from . import SECTION, section
 
 #: Children of a node that are considered where nobody says how many. Sampled at a temperature, a target often says
 #: what the head ranks behind the fourth.
 CONSIDERED = 16
+#: Most drafted nodes of a tree: a node's ancestors are the bits of one int64.
+MOST_NODES = 63
 
 
 class _Section(BaseModel):
@@ -103,26 +105,16 @@ def _fitting(depth: int, nodes: int) -> int:
 
 
 class AdaptiveConfig(_Section):
-    """How the number of drafts follows what is accepted."""
+    """How the number of drafts follows what is accepted: what gives the most expected tokens per millisecond."""
 
-    #: gain: expected tokens against measured cost; window: longer above `raise_above`, shorter below `lower_below`.
-    controller: Literal["gain", "window"] = "gain"
-    #: Fewest drafts of a request (0: it may stop drafting) and most (by default num_speculative_tokens).
+    #: Fewest drafts of a request (0: it may stop drafting) and most (of a tree: levels); by default the whole shape.
     minimum: int = Field(0, ge=0)
     maximum: int | None = Field(None, ge=1)
-    #: Steps that the window controller looks back.
-    window: int = Field(16, ge=1)
-    raise_above: float = Field(0.8, gt=0, le=1)
-    lower_below: float = Field(0.5, ge=0, lt=1)
-    #: Decoded tokens of a request between two trials while it does not draft.
+    #: Steps between two that try what is not expected to pay.
     probe_every: int = Field(64, ge=1)
 
     @model_validator(mode="after")
     def _fits(self) -> AdaptiveConfig:
-        if self.lower_below >= self.raise_above:
-            raise ValueError(
-                f"lower_below is {self.lower_below}, less than raise_above {self.raise_above} was expected"
-            )
         if self.maximum is not None and self.maximum < self.minimum:
             raise ValueError(f"maximum is {self.maximum}, at least minimum {self.minimum} was expected")
         return self
@@ -179,6 +171,12 @@ def parse_drafting(additional_config: Any, nodes: int) -> Drafting | None:
         ) from None
     if asked.tree is None and asked.adaptive is None:
         return None
+    if nodes > MOST_NODES:
+        raise UsageError(
+            f"draft trees or adaptive length with num_speculative_tokens {nodes}",
+            f"At most {MOST_NODES} was expected",
+            example(MOST_NODES),
+        )
     if asked.adaptive is not None and max(asked.adaptive.minimum, asked.adaptive.maximum or 0) > nodes:
         raise UsageError(
             f"adaptive lengths up to {asked.adaptive.maximum or asked.adaptive.minimum} with "
@@ -189,9 +187,9 @@ def parse_drafting(additional_config: Any, nodes: int) -> Drafting | None:
     return Drafting(Shape.of(asked.tree, nodes) if asked.tree else Shape.chain(nodes), asked.adaptive)
 
 
-def example(nodes: int, eagle: str = '{"tree": "auto", "adaptive": true}') -> str:
+def example(nodes: int, eagle: str = '{"tree": "auto"}') -> str:
     """The full command that switches trees on, on a line of its own."""
     return (
         f'\n    vllm serve TARGET --speculative-config \'{{"model": "HEAD", "num_speculative_tokens": {nodes}}}\' '
-        f"--additional-config '{{\"{SECTION}\": {eagle}}}' --worker-cls {WORKER} --no-async-scheduling\n"
+        f"--additional-config '{{\"{SECTION}\": {eagle}}}'\n"
     )

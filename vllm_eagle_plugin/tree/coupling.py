@@ -10,13 +10,16 @@ without communication and drafter-invariant speculative decoding".)
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..compat.sampler_noise import Noise
+from ..compat.sampler_noise import Noise, foretold
+
+logger = logging.getLogger("vllm.eagle_plugin")
 
 
 class Draw(NamedTuple):
@@ -40,6 +43,24 @@ class Coupling:
         self._ahead = torch.Generator(device)
         # One of its own: ranks that sample the same batch alike must agree on every request's noise.
         self._seeds = torch.Generator().manual_seed(seed)
+
+    @classmethod
+    def with_sampler(cls, sampler: Any, vocabulary: int, device: torch.device, seed: int) -> Coupling | None:
+        """With vLLM's sampler; None where its noise cannot be foretold."""
+        noise = foretold(sampler, vocabulary, device)
+        if noise is None:
+            logger.info("Drafting without the noise that this vLLM samples with: it is made in a way not known here.")
+            return None
+        return cls(noise, vocabulary, device, seed)
+
+    def generators(self, batch: Any, discarded: Any) -> dict[int, torch.Generator]:
+        """What the requests of a V1 runner's batch draw from, by their index; discarded [B] bool: what is sampled for
+        them is thrown away. Those that are missing draw nothing, or from vLLM's global noise."""
+        if batch.sampling_metadata.all_greedy:
+            return batch.generators
+        sampled = (batch.temperature_cpu[: batch.num_reqs] > 0) & ~discarded[: batch.num_reqs]
+        own = {i: self.generator(batch.req_ids[i]) for i in sampled.nonzero()[0].tolist()}
+        return own | batch.generators
 
     def generator(self, request: str) -> torch.Generator:
         """What a request without a seed of its own draws from."""
@@ -67,7 +88,7 @@ class Coupling:
 
 
 class Coupled:
-    """A head's logits as probabilities of what will be sampled, in one step's batch."""
+    """A head's logits with the noise of what will be sampled, in one step's batch."""
 
     def __init__(
         self,
@@ -83,17 +104,16 @@ class Coupled:
         self._temperatures, self._generators = temperatures, generators
 
     def __call__(self, logits: Tensor, draw: int) -> Tensor:
-        """Log-probabilities of logits [B, ..., Vd], for each request's next sample but `draw`.
+        """Logits [B, ..., Vd] as the head has them for each request's next sample but `draw`.
 
-        Of a request that samples, the softmax of the perturbed logits: how sure it is that a token is their argmax
-        for the target too, whose logits differ. Sharper or flatter ones (0.4 to 1.6 times) made worse trees.
+        Of a request that samples, perturbed: their softmax says how sure the head is that a token is their argmax for
+        the target too, whose logits differ. Sharper or flatter ones (0.4 to 1.6 times) made worse trees.
         """
-        scores = logits.float()
         if self._coupling is None or not self._generators:
-            return scores.log_softmax(-1)
-        scores = scores.clone()
+            return logits
+        scores = logits.float().clone()
         for index, generator in self._generators.items():
             noise = self._coupling.noise(self._requests[index], generator, draw)
             scores[index] /= self._temperatures[index]
             scores[index] += noise if self._ids is None else noise[self._ids]
-        return scores.log_softmax(-1)
+        return scores

@@ -6,12 +6,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torch import Tensor
 
-from .old_grow import Candidates
-from .tree import Tree
+from .grow import Grown
+from .trees import Trees
+
+if TYPE_CHECKING:
+    from .walk_v1 import Step
+
+
+class Tree(NamedTuple):
+    """One request's tree: drafted tokens, and the node that each continues, counted from 1; 0: the root."""
+
+    tokens: list[int]
+    parents: list[int]
 
 
 class Observer(Protocol):
@@ -28,29 +38,25 @@ class Observer(Protocol):
 observers: list[Observer] = []
 
 
-def drafted(requests: Sequence[str], trees: Sequence[Tree], candidates: Candidates) -> None:
-    """Tell of `trees` [B], chosen from `candidates`."""
-    for index, (request, tree) in enumerate(zip(requests, trees, strict=True)):
-        claims = _claims(tree, candidates, index)
+def drafted(requests: Sequence[str], grown: Grown) -> None:
+    """Tell of the trees that were drafted for requests [B]."""
+    claims = grown.logprobs.exp().tolist()
+    for request, tree, claimed in zip(requests, _each(grown.trees), claims, strict=True):
         for observer in observers:
-            observer.drafted(request, tree, claims)
+            observer.drafted(request, tree, claimed[: len(tree.tokens)])
 
 
-def verified(requests: Sequence[str], trees: Sequence[Tree | None], logits: Tensor) -> None:
-    """Tell of `trees` [B] that were verified by `logits` [sum of n + 1, V]."""
+def verified(requests: Sequence[str], step: Step | None, logits: Tensor) -> None:
+    """Tell of the trees of requests [B] that a step verified (None: there were no drafts), by its logits."""
+    trees = [Tree([], []) for _ in requests] if step is None else _each(step.trees)
     start = 0
-    for request, drafted_tree in zip(requests, trees, strict=True):
-        tree = drafted_tree if drafted_tree is not None else Tree((), ())
-        rows = logits[start : start + len(tree) + 1]
-        start += len(tree) + 1
+    for request, tree in zip(requests, trees, strict=True):
+        end = start + len(tree.tokens) + 1
         for observer in observers:
-            observer.verified(request, tree, rows)
+            observer.verified(request, tree, logits[start:end])
+        start = end
 
 
-def _claims(tree: Tree, candidates: Candidates, index: int) -> list[float]:
-    parents, tokens = candidates.parents[index].tolist(), candidates.tokens[index].tolist()
-    found = {(parent, token): i for i, (parent, token) in enumerate(zip(parents, tokens, strict=True))}
-    at = [-1]  # where each node is among the candidates; the root is none
-    for token, parent in zip(tree.tokens, tree.parents, strict=True):
-        at.append(found[at[parent], token])
-    return candidates.logprobs[index][at[1:]].exp().tolist()
+def _each(trees: Trees) -> list[Tree]:
+    columns = (t.tolist() for t in (trees.tokens, trees.parents, trees.counts))
+    return [Tree(tokens[:n], parents[:n]) for tokens, parents, n in zip(*columns, strict=True)]

@@ -13,12 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-#: Most drafted nodes of a tree: a node's ancestors are the bits of one int64.
-MOST_NODES = 63
-
 
 class Trees(NamedTuple):
-    """The trees of B requests, at most N <= `MOST_NODES` drafted nodes each; column i - 1 is node i.
+    """The trees of B requests, at most N <= 63 drafted nodes each; column i - 1 is node i.
 
     Columns behind `counts` are unused: token 0, a child of the root that nobody continues.
     """
@@ -81,20 +78,6 @@ class Trees(NamedTuple):
     def positions(self, base: Tensor) -> Tensor:
         """[B, N + 1] position of the root, which is base [B], and of each node."""
         return base[:, None] + pad(self.depths, (1, 0))
-
-    def depth_first(self) -> Trees:
-        """The same trees with the nodes of each branch one behind the other; siblings keep their order."""
-        used, nodes = self.used, self.tokens.shape[1]
-        # [B, i, j]: node j + 1 is node i + 1 or continues it; node j + 1 is an earlier sibling of node i + 1.
-        below = visible(self.ancestors, nodes).mT & used[:, None]
-        earlier = ((self.parents[:, :, None] == self.parents[:, None]) & used[:, None]).tril(-1)
-        # In front of a node stand its ancestors, and all that is below an earlier sibling of theirs or its own.
-        ahead = (earlier * below.sum(-1)[:, None]).sum(-1)
-        place = (below * (ahead + 1)[:, :, None]).sum(1) - 1
-        place = place.where(used, columns(place))
-        order = torch.zeros_like(place).scatter(1, place, columns(place).expand_as(place))
-        parents = pad(place + 1, (1, 0)).gather(1, self.parents.gather(1, order))
-        return Trees.of(self.tokens.gather(1, order), parents, self.counts)
 
 
 def columns(like: Tensor) -> Tensor:

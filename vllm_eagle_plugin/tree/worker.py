@@ -36,13 +36,13 @@ class _TreeWorker:
 
     def compile_or_warm_up_model(self) -> Any:
         done = super().compile_or_warm_up_model()  # type: ignore[misc]
-        from .measure import measured_costs
+        from .measure import measured_times
 
-        self.model_runner.drafter.planner.use(measured_costs(self.model_runner))
+        self.model_runner.drafter.planner.use(measured_times(self.model_runner))
         return done
 
     def drafting_report(self) -> dict[str, Any]:
-        """Counters of the drafting since the start, for `collective_rpc`; see `tree.planner.Planner.report`."""
+        """Counters of the drafting since the start, for `collective_rpc`; see `plan.Planner.report`."""
         return self.model_runner.drafter.planner.report()
 
 
@@ -75,7 +75,7 @@ def _cuda_worker() -> type:
 
 
 def _runner(base: type) -> type:
-    from .runner import TreeRunner
+    from .host_v1 import TreeRunner
 
     require_tree_runner(base)
     return type(f"Tree{base.__name__}", (TreeRunner, base), {})

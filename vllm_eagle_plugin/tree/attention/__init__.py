@@ -11,7 +11,8 @@ A device's module is an `Attention`. `reference` is what all of them must comput
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..trees import Trees
+
+logger = logging.getLogger("vllm.eagle_plugin")
 
 #: Where `attach` leaves a tail on a metadata object.
 ATTRIBUTE = "eagle_tail"
@@ -89,6 +92,20 @@ class Attention(Protocol):
     def move_slots(self, layers: Iterable[Any], source: Tensor, destination: Tensor) -> None:
         """Copy keys and values of slots [n] (block * block size + offset) to slots [n] in the layers' caches. All
         sources are read before anything is written; some slots may stand on both sides at the same place."""
+
+
+def enable_layers(attention: Attention, layers: Mapping[str, Any], room: int, block_size: int) -> str | None:
+    """Enable all layers of a model and its head, by name; or say in the log, and here, why one cannot carry trees."""
+    reasons = {name: reason for name, layer in layers.items() if (reason := attention.unsupported(layer))}
+    if reasons:
+        name, reason = next(iter(reasons.items()))
+        logger.warning("Drafting chains, not trees: %s (%d layers, such as %s).", reason, len(reasons), name)
+        return reason
+    attention.enable(layers.values(), room)
+    if attention.SMALL_BLOCKS and block_size > attention.SMALL_BLOCKS:
+        small = attention.SMALL_BLOCKS
+        logger.info("Each branch of a tree copies a block of keys: --block-size %d makes trees faster.", small)
+    return None
 
 
 def attention_for(device: torch.device) -> Attention:

@@ -16,7 +16,7 @@ def with_room(config: Any, blocks: int) -> tuple[Any, int]:
     """A copy of vLLM's `KVCacheConfig` whose allocation ends in room for this many blocks of any layer.
 
     Returns:
-        The copy, and the room in bytes: what `cpu_attention.enable` wants to know.
+        The copy, and the room in bytes: what `Attention.enable` wants to know.
     """
     # One more: the caches need not end where a block of every layer begins.
     room = (blocks + 1) * max((t.block_stride for t in config.kv_cache_tensors), default=0)
@@ -48,8 +48,3 @@ def room_behind(cache: Tensor, size: int) -> Room:
         raise ValueError(f"an allocation of {end} elements has no {size} bytes behind {cache.shape[0]} blocks")
     both = cache.as_strided((blocks, *cache.shape[1:]), cache.stride())
     return Room(cache, both[first:], both, first)
-
-
-def room_in(scratch: Tensor, first: int) -> Room:
-    """The first blocks of a scratch cache as the cache, the others as the room."""
-    return Room(scratch[:first], scratch[first:], scratch, first)

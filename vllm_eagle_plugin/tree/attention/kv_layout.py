@@ -107,13 +107,13 @@ def elements(layout: Layout, cache: Tensor, slots: Tensor) -> Tensor:
     return blocks[:, None, None, None] + heads[:, None, None] + layout.tokens[slots % block_size][:, None]
 
 
-def move_slots(layers: Iterable[Any] | Any, source: Tensor, destination: Tensor) -> None:
+def move_slots(layers: Iterable[Any], source: Tensor, destination: Tensor) -> None:
     """Copy keys and values of slots [n] to slots [n] in the caches of these layers.
 
     A slot is block * block_size + offset. Every source is read before any destination is written.
     """
     source, destination, known = source.long(), destination.long(), {}
-    for layer in layers if isinstance(layers, Iterable) else (layers,):
+    for layer in layers:
         layout, cache = layout_of(layer), layer.kv_cache
         # The layers of a group are alike: where to read and write is worked out once.
         alike = (id(layout), cache.shape[1], cache.stride())
@@ -122,12 +122,3 @@ def move_slots(layers: Iterable[Any] | Any, source: Tensor, destination: Tensor)
         read, written = known[alike]
         everything = flat(cache)
         everything.index_copy_(0, written, everything.index_select(0, read))
-
-
-def gather(layer: Any, blocks: Tensor, keys: int) -> tuple[Tensor, Tensor]:
-    """The first `keys` keys and values in these blocks, [kv_heads, keys, head_dim] each, in the cache's dtype."""
-    cache, layout = layer.kv_cache, layout_of(layer)
-    at = torch.arange(keys)
-    where = elements(layout, cache, blocks.long()[at // cache.shape[2]] * cache.shape[2] + at % cache.shape[2])
-    found = flat(cache)[where].view(cache.dtype)
-    return found[:, :, 0].transpose(0, 1), found[:, :, 1].transpose(0, 1)

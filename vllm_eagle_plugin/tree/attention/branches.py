@@ -1,4 +1,4 @@
-"""Trees as chains: which calls of an ordinary causal kernel compute a tree's rows.
+"""Trees as chains: which calls of an ordinary causal kernel compute the rows of a tail.
 
 The nodes between the root and a leaf are a chain. With the keys of that chain one after another behind the
 request's own, a kernel that knows no trees computes them: windows, soft-caps and sinks included, to the bit what
@@ -8,26 +8,28 @@ all blocks before that are shared. Every row is computed once: with the first le
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .old_attention import MaskedRows, paths
+from . import Tail
 
 
-@dataclass(frozen=True)
-class Branch:
+class Branch(NamedTuple):
     """Rows of one request on one path, each a continuation of the one before."""
 
-    rows: MaskedRows
-    #: Which of the rows.
-    members: tuple[int, ...]
-    #: Tail keys between the root and the last of them.
+    request: int
+    context: int
+    #: Rows of the pass, the last that of the path's end.
+    rows: tuple[int, ...]
+    #: Tail keys between the context and the last row.
     path: tuple[int, ...]
+    #: The first tail key that this pass computes, and how far the row that computes a key is behind the key's number.
+    newest: int
+    origin: int
 
     @property
     def in_place(self) -> bool:
@@ -36,25 +38,29 @@ class Branch:
 
     def blocks(self, size: int) -> int:
         """How many blocks of its own it needs."""
-        return 0 if self.in_place else (self.rows.context + len(self.path) - 1) // size - self.rows.context // size + 1
+        return 0 if self.in_place else (self.context + len(self.path) - 1) // size - self.context // size + 1
 
 
-def branches(rows: MaskedRows) -> list[Branch]:
-    """The rows in as few branches as there are leaves among them."""
-    found: list[tuple[list[int], tuple[int, ...]]] = []
-    for path, row in sorted((path, row) for row, path in enumerate(paths(rows))):
-        if found and found[-1][1] == path[:-1]:
-            found[-1] = ([*found[-1][0], row], path)
-        else:
-            found.append(([row], path))
-    return [Branch(rows, tuple(members), path) for members, path in found]
+def branches(tail: Tail) -> list[Branch]:
+    """A tail's rows in as few branches as they have leaves."""
+    found = []
+    columns = (t.tolist() for t in (tail.seen, tail.context, tail.counts, tail.first))
+    for request, (seen, context, count, first) in enumerate(zip(*columns, strict=True)):
+        paths = sorted((tuple(j for j in range(b.bit_length()) if b >> j & 1), i) for i, b in enumerate(seen[:count]))
+        ends: list[tuple[list[int], tuple[int, ...]]] = []
+        for path, row in paths:
+            if ends and ends[-1][1] == path[:-1]:
+                ends[-1] = ([*ends[-1][0], first + row], path)
+            else:
+                ends.append(([first + row], path))
+        found += [Branch(request, context, tuple(rows), path, tail.newest, first - tail.newest) for rows, path in ends]
+    return found
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One call of the kernel over branches that have their own blocks at the same time; these are numbered from 0."""
 
-    #: [n] int64 rows of the batch, in the call's order.
+    #: [n] int64 rows of the pass, in the call's order.
     rows: Tensor
     #: [requests + 1], [requests], [requests, blocks] int32.
     query_start_loc: Tensor
@@ -63,32 +69,25 @@ class Call:
     #: Like `block_table`: 1 where a block is a branch's own, 0 where it is the cache's.
     owned: Tensor
     longest_query: int
-    longest: int
     #: (block of the cache, first own block, number of them): copies that the branches' keys are then put into.
     copies: tuple[tuple[int, int, int], ...]
     #: [m] int64 slots in the cache of tail keys that such copies do not have in their place, and the slots in own
     #: blocks where the branches need them.
     source: Tensor
     destination: Tensor
-    #: [m] rows of the batch that these tail keys were computed for; None if some are of an earlier pass.
+    #: [m] rows of the pass that these tail keys were computed for; None if some are of an earlier pass.
     keys: tuple[int, ...] | None
 
     def slot_mappings(self, rows: int) -> tuple[Tensor, ...]:
-        """The destinations of a batch's rows [rows] int64, -1 for none; as many times as a row has several.
-
-        Raises:
-            ValueError: a tail key is of an earlier pass.
-        """
-        if self.keys is None:
-            raise ValueError("tail keys of an earlier pass have no row in this one")
+        """The destinations of a pass's rows [rows] int64, -1 for none; as many times as a row has several."""
         found: list[list[int]] = []
-        seen: Counter[int] = Counter()
-        for row, slot in zip(self.keys, self.destination.tolist(), strict=True):
+        seen = [0] * rows
+        for row, slot in zip(self.keys or (), self.destination.tolist(), strict=True):
             if seen[row] == len(found):
                 found.append([-1] * rows)
             found[seen[row]][row] = slot
             seen[row] += 1
-        return tuple(torch.tensor(slots) for slots in found)
+        return tuple(map(torch.tensor, found))
 
 
 def calls(found: Sequence[Branch], table: Tensor, size: int, room: int, singly: int) -> list[Call]:
@@ -120,48 +119,35 @@ def _fitting(found: Sequence[Branch], size: int, room: int) -> Iterator[list[Bra
 
 
 def _call(group: list[Branch], table: Tensor, size: int, singly: int) -> Call:
-    rows: list[int] = []
     queries: list[int] = []
     lengths: list[int] = []
     tables: list[list[int]] = []
     owned: list[int] = []
     copies: list[tuple[int, int]] = []
-    source: list[int] = []
-    destination: list[int] = []
-    keys: list[int] = []
-    known = {request: table[request].tolist() for request in {b.rows.request for b in group}}
-    firsts = {id(b): i for i, b in enumerate(b for b in group if not b.in_place)}
-    free = len(firsts)
+    moved: list[tuple[int | None, int, int]] = []
+    known = {request: table[request].tolist() for request in {b.request for b in group}}
+    # The branches' first blocks stand together, so that copies of one block are one copy.
+    first, free = 0, sum(not b.in_place for b in group)
     for branch in group:
-        masked, context = branch.rows, branch.rows.context
-        blocks = known[masked.request]
-        last = (context + len(branch.path) - 1) // size
-        mine = blocks[: last + 1]
+        blocks, context, end = known[branch.request], branch.context, branch.context + len(branch.path)
+        mine = blocks[: (end - 1) // size + 1]
         if not branch.in_place:
-            more = range(free, free + branch.blocks(size) - 1)
-            mine[context // size :] = [firsts[id(branch)], *more]
+            more = branch.blocks(size) - 1
+            mine[context // size :] = [first, *range(free, free + more)]
             if context % size:
-                copies.append((blocks[context // size], firsts[id(branch)]))
-            free += len(more)
-            newest = masked.first + len(masked) - len(masked.positions)
-            copied = size - context % size if context % size else 0
-            for offset, key in enumerate(branch.path):
-                if key == offset < copied:
-                    continue
-                keys.append(newest + key if newest + key >= masked.first else -1)
-                for slots, within, at in ((source, blocks, context + key), (destination, mine, context + offset)):
-                    slots.append(within[at // size] * size + at % size)
-        count = len(branch.members)
-        ends = range(context + len(branch.path) - count + 1, context + len(branch.path) + 1)
-        alone = count < singly
-        rows += [masked.first + member for member in branch.members]
-        queries += [1] * count if alone else [count]
-        lengths += ends if alone else [ends[-1]]
-        tables += [mine] * (count if alone else 1)
-        owned += [branch.blocks(size)] * (count if alone else 1)
+                copies.append((blocks[context // size], first))
+            first, free = first + 1, free + more
+            moved += _moved(branch, blocks, mine, size)
+        count = len(branch.rows)
+        alone = count if count < singly else 1
+        queries += [count // alone] * alone
+        lengths += range(end - count + 1, end + 1) if alone > 1 else [end]
+        tables += [mine] * alone
+        owned += [branch.blocks(size)] * alone
     width = max(map(len, tables))
+    keys, source, destination = zip(*moved, strict=True) if moved else ((), (), ())
     return Call(
-        rows=torch.tensor(rows),
+        rows=torch.tensor([row for branch in group for row in branch.rows]),
         query_start_loc=torch.tensor([0, *queries], dtype=torch.int32).cumsum(0, dtype=torch.int32),
         seq_lens=torch.tensor(lengths, dtype=torch.int32),
         block_table=torch.tensor([t + [0] * (width - len(t)) for t in tables], dtype=torch.int32),
@@ -170,12 +156,22 @@ def _call(group: list[Branch], table: Tensor, size: int, singly: int) -> Call:
             dtype=torch.int32,
         ),
         longest_query=max(queries),
-        longest=max(lengths),
         copies=tuple(_runs(copies)),
         source=torch.tensor(source, dtype=torch.int64),
         destination=torch.tensor(destination, dtype=torch.int64),
-        keys=None if -1 in keys else tuple(keys),
+        keys=None if None in keys else tuple(keys),
     )
+
+
+def _moved(branch: Branch, blocks: list[int], mine: list[int], size: int) -> Iterator[tuple[int | None, int, int]]:
+    """Tail keys that a copy of the context's last block does not have in their place: the pass's row that each is of
+    (None: an earlier pass's), its slot, and where the branch needs it."""
+    copied = -branch.context % size
+    for offset, key in enumerate(branch.path):
+        if key != offset or offset >= copied:
+            at, to = branch.context + key, branch.context + offset
+            row = branch.origin + key if key >= branch.newest else None
+            yield row, blocks[at // size] * size + at % size, mine[to // size] * size + to % size
 
 
 def _runs(copies: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:

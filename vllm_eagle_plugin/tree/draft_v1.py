@@ -1,7 +1,9 @@
-"""Proposers that draft trees: the chain proposers' first pass, then level after level of beams."""
+"""Proposers of vLLM's V1 runner that draft trees: the chain proposers' first pass, then level after level of beams."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -12,11 +14,11 @@ from vllm.v1.attention.backend import CommonAttentionMetadata
 
 from ..serving.proposer_v1 import AttentionFreeProposer, HeadProposer, sampled_rows
 from . import observe
-from .backlog import Backlog, Unread
-from .old_attention import MaskedRows, attach
-from .old_grow import Beams, Growth
-from .planner import Plan, Planner
-from .runner import TreeRunner, require_runner
+from .attention import attach, drafting
+from .backlog import Backlog
+from .grow import Beams, grow, select
+from .host_v1 import TreeRunner, require_runner
+from .plan import Plan, Planner
 from .vocabulary import DraftVocabulary
 
 if TYPE_CHECKING:
@@ -50,47 +52,46 @@ class TreeDrafting(Base):
         self.vocabulary = DraftVocabulary(self.model)
 
     def draft(self, num_speculative_tokens: int, **inputs: Any) -> list[list[int]]:
-        """Drafts of each request, parents first; the trees they form are left with the runner."""
-        planner, clock = self.planner, self._runner.clock
-        plan, self.plan = self.plan or planner.plan(self._runner), None
-        clock.start()
+        """Drafts of each request, parents first; what each of them continues is left with the runner."""
+        plan, self.plan = self.plan or self._runner.plan(), None
+        start = perf_counter()
         self.catch_up(plan, inputs)
-        clock.observe()  # not what a first pass takes
-        clock.start()
+        began = perf_counter()
         drafts = self._drafts(plan, inputs)
-        if any(plan.trials) and [*plan.trials] == [*plan.levels]:
-            clock.observe_trial(planner.costs)
+        self._runner.drafted(plan, began - start, perf_counter() - began)
         return drafts
 
     def _drafts(self, plan: Plan, inputs: dict[str, Any]) -> list[list[int]]:
-        planner, batch, clock = self.planner, self._runner.input_batch, self._runner.clock
-        if planner.shape.kind == "chain" and plan.depth and not observe.observers:
+        shape, requests = self.planner.shape, self._runner.input_batch.req_ids
+        _, depth, beams = plan.largest
+        if shape.kind == "chain" and depth and not observe.observers:
             # The chain proposer's own loop: of what the head says only its first choices are wanted.
-            drafted = super().draft(plan.depth, **inputs).tolist()
-            clock.observe_chain(planner.costs, len(drafted), plan.depth)
-            return [row[:level] for row, level in zip(drafted, plan.levels, strict=True)]
-        root = self.root(plan.depth > 0, **inputs)
+            drafted = super().draft(depth, **inputs).tolist()
+            return [row[: size.levels] for row, size in zip(drafted, plan.sizes, strict=True)]
+        root = self.root(depth > 0, **inputs)
         if root is None:
-            clock.observe()
-            return [[] for _ in batch.req_ids]
-        scorer = planner.scorer(batch.req_ids)
-        growth = Growth(planner.shape, len(batch.req_ids), plan.depth, scorer, self.vocabulary.ids)
-        coupled = self._runner.coupled(self.vocabulary.ids)
-        growth.start(coupled(root.logits, 0))
-        clock.observe(planner.costs.first, len(batch.req_ids))
-        hidden = root.hidden[:, None]
-        while planner.goes_on(growth, plan) and (beams := growth.beams()) is not None:
-            clock.start()
-            rows = torch.arange(len(hidden), device=hidden.device)[:, None]
-            logits, hidden = self.level(beams, hidden[rows, beams.sources])
-            growth.extend(coupled(logits.view(*beams.tokens.shape, -1), beams.depth))
+            return [[] for _ in requests]
+        coupled, hidden = self._runner.coupled(self.vocabulary.ids), root.hidden[:, None]
+
+        def level(beams: Beams) -> Tensor:
+            nonlocal hidden
+            logits, hidden = self.level(
+                beams, hidden.gather(1, beams.sources[..., None].expand(-1, -1, hidden.shape[-1]))
+            )
             hidden = hidden.view(*beams.tokens.shape, -1)
-            clock.observe(planner.costs.level, beams.tokens.numel())
-        trees = planner.choose(growth, plan, batch.req_ids)
-        self._runner.trees.update(zip(batch.req_ids, trees, strict=True))
+            return coupled(logits.view(*beams.tokens.shape, -1), beams.depth)
+
+        found = grow(coupled(root.logits, 0), level, replace(shape, depth=depth, top_k=beams), self.vocabulary.ids)
+        nodes, levels, _ = torch.tensor(plan.sizes, device=hidden.device).T
+        chains = torch.tensor(plan.chains, device=hidden.device)
+        # Where nodes are chosen by what they are worth, the head's chain has to earn its place too.
+        grown = select(found, shape.nodes, nodes, levels, chains, keep_chain=shape.kind != "auto")
         if observe.observers:
-            observe.drafted(batch.req_ids, trees, growth.candidates())
-        return [list(tree.tokens) for tree in trees]
+            observe.drafted(requests, grown)
+        counts, tokens, parents = (t.tolist() for t in (grown.trees.counts, grown.trees.tokens, grown.trees.parents))
+        drafts = [row[:count] for row, count in zip(tokens, counts, strict=True)]
+        self._runner.proposed.update(zip(requests, zip(drafts, parents, strict=True), strict=True))
+        return drafts
 
     def postpone(self, state: Any) -> bool:
         """Whether a step from which nothing is drafted can do without the head; `state` is the runner's."""
@@ -166,17 +167,9 @@ class TreeHeadProposer(TreeDrafting, HeadProposer):
 
     def postpone(self, state: Any) -> bool:
         runner = self._runner
-        if self.backlog.rows + sum(runner.sampled) > self.max_num_tokens:
+        if not self.backlog.postpone(runner, state, self.max_num_tokens):
             return False  # the head must read now: later there would be more than a pass can take
         self.plan = None
-        aux = state.aux_hidden_states if runner.use_aux_hidden_state_outputs else None
-        starts = runner.query_start_loc.np.tolist()
-        read = starts[len(runner.sampled)]
-        hidden = torch.cat([states[:read] for states in aux or [state.hidden_states]], -1)
-        ids, positions = runner.input_ids.gpu[:read].tolist(), runner.positions[:read].tolist()
-        for request, start, sampled in zip(runner.input_batch.req_ids, starts, runner.sampled, strict=False):
-            own = slice(start, start + sampled)
-            self.backlog.add(request, Unread(ids[own], positions[start], hidden[own]))
         return True
 
     def forget(self, request: str) -> None:
@@ -186,25 +179,13 @@ class TreeHeadProposer(TreeDrafting, HeadProposer):
     def catch_up(self, plan: Plan, inputs: dict[str, Any]) -> None:
         if not self.backlog.rows:
             return
-        asleep = self._asleep(plan, inputs)
-        unread = self.backlog.take(self._runner.input_batch.req_ids, self.block_size, inputs, set(asleep))
+        requests = self._runner.input_batch.req_ids
+        asleep = self.backlog.asleep(requests, [s.levels for s in plan.sizes], inputs, self.max_num_tokens)
+        unread = self.backlog.take(requests, self.block_size, inputs, set(asleep))
         if unread:
             HeadProposer.draft(self, 0, **unread)
         for request, more in asleep.items():
             self.backlog.add(request, more)
-
-    def _asleep(self, plan: Plan, inputs: dict[str, Any]) -> dict[str, Unread]:
-        """Requests that draft nothing and have missed tokens already, and what they miss in this step: the head runs
-        over that, but without what came before."""
-        starts, found = inputs["common_attn_metadata"].query_start_loc_cpu.tolist(), {}
-        for index, (request, level) in enumerate(zip(self._runner.input_batch.req_ids, plan.levels, strict=True)):
-            row = starts[index]
-            position = int(inputs["target_positions"][row])
-            # More rows than one are of a prompt, read again after a preemption: that is read in full.
-            if level == 0 and starts[index + 1] == row + 1 and self.backlog.ends(request) == position:
-                token, hidden = int(inputs["target_token_ids"][row]), inputs["target_hidden_states"][row : row + 1]
-                found[request] = Unread([token], position, hidden.clone())
-        return found if self.backlog.rows + len(found) <= self.max_num_tokens else {}
 
     def root(self, wanted: bool, **inputs: Any) -> Root | None:
         common: CommonAttentionMetadata = inputs["common_attn_metadata"]
@@ -225,17 +206,13 @@ class TreeHeadProposer(TreeDrafting, HeadProposer):
 
     def level(self, beams: Beams, hidden: Tensor) -> tuple[Tensor, Tensor]:
         batch, k = beams.tokens.shape
-        rows, tail = batch * k, beams.visible.shape[-1]
-        slots = self._slots(tail - k, k)
-        metadata = self._metadata(slots, batch, k, tail)
-        depths = self._depths(beams)
-        if k > 1 or not beams.visible.all():  # else a chain, which needs no mask
-            masked = [
-                MaskedRows(i, i * k, base, visible, depths)
-                for i, (base, visible) in enumerate(zip(self._base.tolist(), beams.visible, strict=True))
-            ]
+        rows = batch * k
+        slots = self._slots(beams.drafted - k, k)
+        metadata = self._metadata(slots, batch, k, beams.drafted)
+        if k > 1 or beams.drafted > beams.depth:  # else a chain, which needs no mask
+            tail = drafting(beams.seen, beams.drafted, self._base)
             for group in {id(m): m for m in metadata.values()}.values():
-                attach(group, masked, whole_batch=True)
+                attach(group, tail)
         self.input_ids[:rows] = beams.tokens.flatten()
         self._set_positions(rows, (self._positions[:, None] + beams.depth).expand(-1, k).flatten())
         self.hidden_states[:rows] = hidden.flatten(0, 1)
@@ -250,19 +227,10 @@ class TreeHeadProposer(TreeDrafting, HeadProposer):
         features, fed = output if isinstance(output, tuple) else (output, output)
         return self.vocabulary.logits(features[:rows]), fed[:rows]
 
-    def _depths(self, beams: Beams) -> Tensor:
-        """[tail] position of each drafted key, counted from the first behind the request's own."""
-        if beams.depth == 1:
-            self._key_depths = beams.tokens.new_empty(0)
-        self._key_depths = torch.cat(
-            [self._key_depths, beams.tokens.new_full((beams.tokens.shape[1],), beams.depth - 1)]
-        )
-        return self._key_depths
-
     def _slots(self, before: int, k: int) -> Tensor:
         """[B * k] KV slots of a level's beams: behind the request's keys and those of the levels before."""
         at = self._base[:, None] + before + torch.arange(k, device=self._base.device)
-        blocks = self._blocks.gather(1, (at // self.block_size).to(torch.int64)).long()
+        blocks = self._blocks.gather(1, at // self.block_size).long()
         return (blocks * self.block_size + at % self.block_size).flatten()
 
     def _metadata(self, slots: Tensor, batch: int, k: int, tail: int) -> dict[str, Any]:
