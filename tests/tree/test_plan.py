@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from types import SimpleNamespace
+
 import pytest
 from vllm import SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 
+from vllm_eagle_plugin.errors import UsageError
+from vllm_eagle_plugin.tree import WORKER
 from vllm_eagle_plugin.tree.budget import Size
+from vllm_eagle_plugin.tree.check import make_settings
 from vllm_eagle_plugin.tree.config import AdaptiveConfig, Drafting, Shape
 from vllm_eagle_plugin.tree.measure import measure
 from vllm_eagle_plugin.tree.plan import FREE, NONE, Allowance, Planner, allowance, sizes
@@ -99,3 +105,34 @@ def test_measured_shares_of_turns(monkeypatch):
 
     found = measure(run, [1, 2, 8, 64])
     assert found == pytest.approx({1: 11, 2: 12, 8: 18, 64: 74}, rel=0.01)
+
+
+def settings(**scheduler) -> SimpleNamespace:
+    return SimpleNamespace(
+        additional_config={"eagle": {"tree": "auto"}},
+        parallel_config=SimpleNamespace(worker_cls="auto"),
+        scheduler_config=SimpleNamespace(**{"async_scheduling": None, **scheduler}),
+    )
+
+
+def test_what_the_user_left_open_is_set_and_said_once(caplog):
+    config = settings()
+    logger = logging.getLogger("vllm.eagle_plugin")
+    logger.addHandler(caplog.handler)  # vLLM's loggers hand nothing up
+    with caplog.at_level("INFO", logger.name):
+        for _ in range(2):
+            make_settings(config)
+    logger.removeHandler(caplog.handler)
+    assert config.parallel_config.worker_cls == WORKER
+    assert config.scheduler_config.async_scheduling is False
+    assert len({id(r) for r in caplog.records if WORKER in r.getMessage()}) == 1
+
+
+def test_the_contrary_is_an_error_and_other_configs_are_left_alone():
+    with pytest.raises(UsageError, match="asynchronous scheduling"):
+        make_settings(settings(async_scheduling=True))
+    config = settings()
+    config.additional_config = {"other": 1}
+    make_settings(config)
+    assert config.parallel_config.worker_cls == "auto"
+    assert config.scheduler_config.async_scheduling is None
