@@ -31,6 +31,7 @@ def acceptance(
     seed: Annotated[list[int] | None, typer.Option(help="Repeat to ask everything once per seed.")] = None,
     concurrency: o.Concurrency = 1,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Answers of full length.")] = False,
+    quick: o.Quick = False,
     engine_args: o.Engine = None,
     as_json: o.Json = False,
     output: o.Output = None,
@@ -46,6 +47,7 @@ def acceptance(
     from .session import Sampling, Session
 
     o.check_files(output, html, plot)
+    limit, max_tokens = o.few(quick, limit, max_tokens)
     questions = read_prompts(prompts, limit)
     if not all_turns:
         questions = first_turns(questions)

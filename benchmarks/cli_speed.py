@@ -29,6 +29,7 @@ def compare(
         typer.Option("--fresh", help="Start the engines anew for each round: each is as fast as it happens to be."),
     ] = False,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Answers of full length.")] = False,
+    quick: o.Quick = False,
     engine_args: o.Engine = None,
     as_json: o.Json = False,
     output: o.Output = None,
@@ -42,6 +43,7 @@ def compare(
     from .session import Sampling
 
     o.check_files(output, html, plot)
+    limit, max_tokens = o.few(quick, limit, max_tokens)
     methods = make_methods(head, method, spec_config, k)
     questions = first_turns(read_prompts(prompts, limit))
     sampling = Sampling(temperature, max_tokens, ignore_eos=ignore_eos)
@@ -67,6 +69,7 @@ def sweep(
         typer.Option(help="Trees too: 4,2,1 (continuations by level), 4x5 (beams x levels), auto; /16: 16 nodes."),
     ] = None,
     max_tokens: o.Tokens = 64,
+    quick: o.Quick = False,
     engine_args: o.Engine = None,
     as_json: o.Json = False,
     output: o.Output = None,
@@ -80,6 +83,7 @@ def sweep(
     from .tree_shapes import tree_method
 
     o.check_files(output, html, plot)
+    limit, max_tokens = o.few(quick, limit, max_tokens)
     chosen = make_method(head, method, k, spec_config)
     trees = [tree_method(chosen, shape) for shape in dict.fromkeys(tree or ())]
     questions = first_turns(read_prompts(prompts, limit))

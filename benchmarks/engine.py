@@ -7,7 +7,7 @@ import gc
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..compat.synthetic import allow_synthetic_acceptance_on_cpu
@@ -38,12 +38,17 @@ def prepare_process() -> None:
 
 @contextlib.contextmanager
 def open_engine(
-    target: str, speculative: dict[str, Any] | None, options: dict[str, Any], share: int = 1
+    target: str,
+    speculative: dict[str, Any] | None,
+    options: dict[str, Any],
+    share: int = 1,
+    tell: Callable[[str, bool], None] = lambda phase, last: None,
 ) -> Iterator[Engine]:
     """An engine for `target`; `speculative` is vLLM's speculative config, which may also say how to draft trees
     (see `tree.SECTION`), `options` are engine arguments.
 
-    `share`: how many engines are to fit into this machine's memory together.
+    `share`: how many engines are to fit into this machine's memory together. `tell` hears
+    of each phase as it begins, and whether it is the last.
 
     Raises:
         HeadError: it did not start.
@@ -51,10 +56,11 @@ def open_engine(
     prepare_process()
     if (speculative or {}).get("rejection_sample_method") == "synthetic":
         allow_synthetic_acceptance_on_cpu()
+    tell("importing vLLM", False)
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    settings: dict[str, Any] = {"disable_log_stats": False, "seed": 0, **_memory(share), **options}
+    settings: dict[str, Any] = {"disable_log_stats": False, "seed": 0, **_defaults(share), **options}
     drafting = engine_arguments(speculative)
     if "additional_config" in drafting:
         drafting["additional_config"] |= options.get("additional_config", {})
@@ -62,6 +68,7 @@ def open_engine(
     llm = None
     try:
         try:
+            tell("loading and warming up", True)
             llm = LLM(target, **settings)
         except HeadError:
             raise
@@ -76,12 +83,14 @@ def open_engine(
         gc.collect()
 
 
-def _memory(share: int) -> dict[str, Any]:
-    """Engine arguments that leave room for others; the user's own, and vLLM's environment variable, go first."""
+def _defaults(share: int) -> dict[str, Any]:
+    """Engine arguments that leave room for others, and on a CPU no compilation, which takes longer than a benchmark's
+    questions; the user's own, and vLLM's environment variable, go first."""
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
-        return {} if os.environ.get("VLLM_CPU_KVCACHE_SPACE") else {"kv_cache_memory_bytes": CPU_KV_BYTES}
+        memory = {} if os.environ.get("VLLM_CPU_KVCACHE_SPACE") else {"kv_cache_memory_bytes": CPU_KV_BYTES}
+        return {"enforce_eager": True, **memory}
     return {} if share == 1 else {"gpu_memory_utilization": round(0.9 / share, 3)}
 
 

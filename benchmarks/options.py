@@ -26,7 +26,13 @@ Plot = Annotated[Path | None, typer.Option(help="Write a picture here: .png, .sv
 Head = Annotated[str | None, typer.Option(help="A converted head, or another draft model.")]
 Method = Annotated[str | None, typer.Option(help="ngram, draft_model, medusa, suffix, ...: as vLLM names it.")]
 Spec = Annotated[str | None, typer.Option(help="More of vLLM's speculative config, as JSON.")]
+Quick = Annotated[bool, typer.Option("--quick", help="A first answer: 8 questions of 32 tokens at most.")]
 K = Annotated[int, typer.Option("-k", "--num-speculative-tokens", help="Drafts per step.", min=1)]
+
+
+def few(quick: bool, limit: int | None, max_tokens: int) -> tuple[int | None, int]:
+    """Limits of questions and of tokens; what is asked for a first answer costs less than the engine's start."""
+    return (min(limit or 8, 8), min(max_tokens, 32)) if quick else (limit, max_tokens)
 
 
 def check_files(output: Path | None, html: Path | None, plot: Path | None) -> None:

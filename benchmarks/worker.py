@@ -13,9 +13,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ..errors import HeadError
 from ..servers import serving_environment
@@ -49,16 +53,24 @@ class Worker:
         assert self._process.stdout is not None
         self._asked: IO[bytes] = self._process.stdin
         self._answers: IO[bytes] = self._process.stdout
-        self.k = 0
+        self.k, self._keep_log = 0, False
         self._described: dict[str, Any] = {}
 
-    def open(self, target: str, speculative: dict[str, Any] | None, options: dict[str, Any], share: int) -> None:
-        """Load the engine, as `engine.open_engine` takes it.
+    def begin(self, *engine: Any) -> None:
+        """Hand over what `engine.open_engine` takes; the child imports vLLM and then waits for `ready`."""
+        self._send(*engine)
+
+    def ready(self, tell: Callable[[str], None]) -> None:
+        """Load the engine; `tell` hears of each phase.
 
         Raises:
             HeadError: it did not start.
         """
-        self.k, self._described = self._ask(target, speculative, options, share)
+        while (said := self._read())[0] != "done":
+            tell(said[1])
+            if said[0] == "paused":
+                self._send("go")
+        self.k, self._described = said[1]
 
     def run(self, questions: Sequence[Question], sampling: Sampling, concurrency: int, done: Done) -> list[str]:
         self._send("run", False, questions, sampling, concurrency)
@@ -112,11 +124,12 @@ class Worker:
         return self._ask("trace", question, sampling)
 
     def stop(self) -> None:
-        """End the process and remove its log."""
+        """End the process and remove its log, unless an error names it."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        self._log.unlink(missing_ok=True)
+        if not self._keep_log:
+            self._log.unlink(missing_ok=True)
 
     def _ask(self, *request: Any) -> Any:
         self._send(*request)
@@ -142,7 +155,9 @@ class Worker:
         code = self._process.wait()
         lines = [s for s in self._log.read_text(errors="replace").splitlines() if s.strip()]
         errors = [line.strip() for line in lines if "Error" in line] or lines or ["no output"]
-        return HeadError(f"the engine of {self.name} stopped with exit code {code}: {errors[-1].strip()}")
+        self._keep_log = True
+        said = f"the engine of {self.name} stopped with exit code {code}: {errors[-1].strip()}"
+        return HeadError(said, "", f"Its whole output is in {self._log}")
 
 
 @contextlib.contextmanager
@@ -164,15 +179,34 @@ def open_workers(
         with nothing_yet("the engines were starting"):
             for name in methods:
                 workers[name] = Worker(name, (settings or {}).get(name, {}))
-            for name, speculative in methods.items():
-                try:  # one after the other: loading is heavier than running
-                    workers[name].open(target, speculative, options, len(methods))
-                except HeadError as error:
-                    raise HeadError(f"{name}: {error}" if len(workers) > 1 else str(error)) from None
+                workers[name].begin(target, methods[name], options, len(methods))
+            with starting(len(methods)) as tell:
+                for name, worker in workers.items():
+                    try:  # one after the other: loading is heavier than running
+                        worker.ready(partial(tell, name))
+                    except HeadError as error:
+                        raise HeadError(f"{name}: {error}" if len(workers) > 1 else str(error)) from None
         yield workers
     finally:
         for worker in workers.values():
             worker.stop()
+
+
+@contextlib.contextmanager
+def starting(engines: int) -> Iterator[Callable[[str, str], None]]:
+    """On a terminal: which engine is in which phase of its start, and for how long; yields who is told."""
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(),
+        console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True,
+    ) as shown:  # fmt: skip
+        task, seen = shown.add_task("starting"), list[str]()
+
+        def tell(name: str, phase: str) -> None:
+            if name not in seen:
+                seen.append(name)
+            shown.update(task, description=f"engine {len(seen)} of {engines}, {name}: {phase}")
+
+        yield tell
 
 
 def main() -> None:
@@ -184,12 +218,18 @@ def main() -> None:
         pickle.dump((kind, value), answers)
         answers.flush()
 
+    def phase(name: str, last: bool) -> None:
+        if last:
+            _wait(say, name)
+        else:
+            say("phase", name)
+
     from .engine import open_engine
 
     with contextlib.suppress(EOFError):
-        opening = pickle.load(asked)
+        target, speculative, options, share = pickle.load(asked)
         try:
-            with open_engine(*opening) as engine:
+            with open_engine(target, speculative, options, share, phase) as engine:
                 say("done", (engine.k, engine.describe()))
                 while True:
                     _serve(engine, pickle.load(asked), say)
@@ -214,8 +254,8 @@ def _serve(engine: Any, request: tuple[Any, ...], say: Any) -> None:
         say("error", str(error))
 
 
-def _wait(say: Any) -> None:
-    say("paused")
+def _wait(say: Any, what: str = "") -> None:
+    say("paused", what)
     try:
         pickle.load(sys.stdin.buffer)
     except EOFError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from vllm_eagle_plugin.demo.target import build_target as build_demo_target
 from .cases import SUBSET
 from .known_answer import Target, build_target
 from .known_answer.target import LAYERS, VOCAB, cycle
+from .no_engine.sitecustomize import CORE, NoEngine
 from .runner_v2 import ON_V2
 
 #: A file of the damaged demo target that no target has.
@@ -72,6 +75,19 @@ def demo_target(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Pat
             for name in ("model.safetensors", DAMAGED):
                 (folder / name).write_bytes(b"damaged")
         return build_demo_target(folder)
+
+
+@pytest.fixture(autouse=True)
+def _no_engine_unmarked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that starts an engine, here or in a process of its own, is marked: else it fails."""
+    if request.node.get_closest_marker("engine"):
+        return
+    guard = NoEngine()
+    monkeypatch.setattr(sys, "meta_path", [guard, *sys.meta_path])
+    if loaded := sys.modules.get(CORE):
+        monkeypatch.setattr(loaded.EngineCore, "__init__", lambda *_, **__: guard.find_spec(CORE))
+    folder = str(Path(__file__).with_name("no_engine"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")])))
 
 
 @pytest.fixture(autouse=True)

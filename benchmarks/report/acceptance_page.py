@@ -13,9 +13,10 @@ from .terminal import bounds, number, with_bounds
 def acceptance_report(result: AcceptanceResult) -> Report:
     """The report."""
     figures, work = result.eagle.acceptance, result.eagle.workload
-    parts: list[Part] = [*partial(result.eagle.partial), _cards(result), _figures(figures)]
+    parts: list[Part] = [*partial(result.eagle.partial), _cards(result)]
     if figures.per_position:
         parts += _positions(figures)
+    parts.append(_figures(figures))
     for title, groups in groups_of(result):
         top = work.num_speculative_tokens + 1.0
         bars = [_bar(g.name, g.acceptance.acceptance_length) for g in groups]
@@ -29,7 +30,7 @@ def acceptance_report(result: AcceptanceResult) -> Report:
     if times := result.eagle.step_ms:
         parts.append(time_bars("A decode step, milliseconds", times))
     if result.eagle.notes:
-        parts.append(Notes("note", result.eagle.notes))
+        parts.append(Notes("Note", result.eagle.notes))
     lead = (
         f"{work.method}, k = {work.num_speculative_tokens}, for {work.target}: {figures.questions} questions, "
         f"{figures.requests} answers, {result.total_output_tokens} tokens, T = {work.temperature:g}, "
@@ -51,7 +52,7 @@ def _verdict(figures: Acceptance, k: int) -> str:
 
 def partial(why: str | None) -> list[Part]:
     """A warning where a run ended early."""
-    return [Notes("PARTIAL", [f"The run ended early: {why}"], warn=True)] if why else []
+    return [Notes("Partial", [f"The run ended early: {why}"], warn=True)] if why else []
 
 
 def _cards(result: AcceptanceResult) -> Cards:
@@ -85,7 +86,7 @@ def _figures(figures: Acceptance) -> Grid:
     if figures.trimmed_tokens:
         note = f"vLLM counted {figures.trimmed_tokens} tokens that a stop condition trimmed, "
         note += f"{figures.trimmed_accepted_tokens} of them accepted drafts."
-    return Grid("acceptance", ["", "value", "95% interval"], cells, note)
+    return Grid("Acceptance", ["", "value", "95% interval"], cells, note)
 
 
 def _with_bounds(figure: Figure, digits: int = 3) -> list[Cell]:

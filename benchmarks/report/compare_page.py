@@ -10,7 +10,7 @@ from .acceptance_page import environment_facts, partial, time_bars
 from .page import Bar, Bars, Card, Cards, Cell, Grid, Notes, Part, Report
 from .terminal import bounds, number
 
-COLUMNS = ["", "tokens/s", "speedup", "95%", "length", "95%", "overhead", "ttft ms", "ms/token", "answers"]
+COLUMNS = ["", "speedup", "95%", "length", "95%", "answers", "tokens/s", "overhead", "ttft ms", "ms/token"]
 NOTE = (
     "95%: intervals of speedup and acceptance length. Ttft: time to the first token. Overhead: tokens per step / speedup "
     "- 1. Answers at temperature 0: the same as plain decoding's; tied: they part where two tokens are as likely within "
@@ -27,8 +27,8 @@ def compare_report(result: Compare) -> Report:
     if wrong:
         parts.append(Notes("WRONG", [_difference(d) for d in wrong], warn=True))
     others = [_difference(d) for d in result.differences if d.tie is not False]
-    parts.append(Notes("note", [*others[:3], *([f"and {len(others) - 3} more such answers"] if others[3:] else [])]))
-    parts += [Notes("note", result.notes), environment_facts(result.environment)]
+    parts.append(Notes("Note", [*others[:3], *([f"and {len(others) - 3} more such answers"] if others[3:] else [])]))
+    parts += [Notes("Note", result.notes), environment_facts(result.environment)]
     lead = (
         f"{result.target}: {result.questions} questions, up to {result.max_tokens} tokens, T = {result.temperature:g}, "
         f"concurrency {result.rows[0].concurrency}, {result.rounds} round(s)"
@@ -43,7 +43,7 @@ def _verdict(result: Compare) -> str:
     said = f"{best.name}: {speed_words(best.speedup)}." if best else "No way to speculate could be judged."
     wrong = sum(row.wrong or 0 for row in result.rows)
     if wrong:
-        said += f" WRONG: {wrong} answers differ from plain decoding's beyond rounding."
+        said += f" WRONG: answers that differ from plain decoding's beyond rounding: {wrong}."
     return said
 
 
@@ -104,15 +104,15 @@ def _cells(r: Row) -> list[Cell]:
     overhead = r.implied_overhead
     return [
         Cell(r.name, r.name, flag=r.impossible is not None),
-        Cell(number(r.tokens_per_second, 1), r.tokens_per_second.value or 0.0),
         Cell(number(r.speedup), r.speedup.value or 0.0, flag=r.impossible is not None),
         Cell(bounds(r.speedup), r.speedup.low or 0.0),
         Cell(number(length) if length else "", (length.value or 0.0) if length else 0.0),
         Cell(bounds(length), (length.low or 0.0) if length else 0.0),
+        Cell(_answers(r), r.identical or 0, flag=bool(r.wrong)),
+        Cell(number(r.tokens_per_second, 1), r.tokens_per_second.value or 0.0),
         Cell("" if overhead is None else f"{overhead:+.0%}", overhead or 0.0),
         Cell(f"{r.median_ttft_ms:.0f}", r.median_ttft_ms),
         Cell(f"{r.mean_tpot_ms:.1f}", r.mean_tpot_ms),
-        Cell(_answers(r), r.identical or 0, flag=bool(r.wrong)),
     ]
 
 

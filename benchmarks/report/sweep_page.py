@@ -14,7 +14,7 @@ def sweep_report(result: Sweep) -> Report:
     """The report."""
     everything, sizes = [*result.rows, *result.trees], batches(result)
     parts: list[Part] = [*partial(result.partial), *impossible(everything), Cards(_cards(result))]
-    parts.append(Notes("advice", [line for a in result.advice for line in _advice(a)]))
+    parts.append(Notes("What to do", [line for a in result.advice for line in _advice(a)]))
     parts.append(Lines("Decode speedup by k", curves(result), "drafts per step (k)", "decode speedup", level=1.0))
     for batch in sizes:
         rows = rows_at(result, batch)
@@ -27,9 +27,9 @@ def sweep_report(result: Sweep) -> Report:
         parts.append(rows_grid(f"Measured at concurrency {batch}", rows))
     grids = (_model_grid(result), _held_out_grid(result), _synthetic_grid(result))
     parts += [grid for grid in grids if grid.rows]
-    parts.append(Notes("model", [cost_line(result)]))
+    parts.append(Notes("Cost model", [cost_line(result)]))
     parts += step_bars([r for r in result.rows if r.concurrency == sizes[0]])
-    parts += [Notes("note", result.notes)] if result.notes else []
+    parts += [Notes("Note", result.notes)] if result.notes else []
     parts.append(environment_facts(result.environment))
     lead = f"{result.target}: {result.questions} questions, {result.max_tokens} tokens each, T = 0"
     return Report("How many drafts, at which batch size", _advice(result.advice[0])[0], lead, parts)

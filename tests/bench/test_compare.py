@@ -99,7 +99,9 @@ def test_engine_that_dies(language: Language, monkeypatch: pytest.MonkeyPatch) -
         assert "stopped with exit code -9" in result.eagle.partial
         assert 3 <= result.completed < 400, "the first of the four answers was the warm-up's"
     assert worker._process.poll() is not None
-    assert not worker._log.exists()
+    assert str(worker._log) in result.eagle.partial
+    assert worker._log.read_text()
+    worker._log.unlink()
 
 
 @pytest.mark.engine
