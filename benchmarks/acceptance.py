@@ -137,20 +137,8 @@ def drive(session: Session, questions: Sequence[Question], sampling: Sampling, c
 
 def summarise(run: Run, k: int, workload: Workload, asked: int) -> AcceptanceResult:
     """The result of a run; `environment` is still to be filled in."""
-    records, notes = run.records, list[str]()
-    figures, source = acceptance(records, k), cast(Source, "records")
-    if run.counted is not None:
-        if figures.num_drafts == 0 and run.counted.drafts:
-            figures, source = from_counters(run.counted, records), cast(Source, "counters")
-            notes.append(f"The server reports totals only. For intervals and groups start it with {DETAILED_FLAG}.")
-        elif not _agree(figures, run.counted):
-            notes.append(
-                f"vLLM's own counters grew by {run.counted.drafts} drafts and {run.counted.accepted} accepted tokens "
-                f"while our requests had {figures.num_drafts} and {figures.accepted_tokens}: "
-                "somebody else was being served too. The figures here are of our requests alone."
-            )
-    if figures.num_drafts == 0 and k:
-        notes.append("Nothing was drafted. Has the answer room for drafts, and does the method find any?")
+    records = run.records
+    figures, source, notes = _figures(run, k)
     groups = records if source == "records" else []
     times = step_times(run.steps)
     tokens = sum(r.output_tokens for r in records)
@@ -198,6 +186,25 @@ def summarise(run: Run, k: int, workload: Workload, asked: int) -> AcceptanceRes
             requests=records,
         ),
     )
+
+
+def _figures(run: Run, k: int) -> tuple[Acceptance, Source, list[str]]:
+    """Acceptance, where it is from, and what must be said about it."""
+    records, notes = run.records, list[str]()
+    figures, source = acceptance(records, k), cast(Source, "records")
+    if run.counted is not None:
+        if figures.num_drafts == 0 and run.counted.drafts:
+            figures, source = from_counters(run.counted, records), cast(Source, "counters")
+            notes.append(f"The server reports totals only. For intervals and groups start it with {DETAILED_FLAG}.")
+        elif not _agree(figures, run.counted):
+            notes.append(
+                f"vLLM's own counters grew by {run.counted.drafts} drafts and {run.counted.accepted} accepted tokens "
+                f"while our requests had {figures.num_drafts} and {figures.accepted_tokens}: "
+                "somebody else was being served too. The figures here are of our requests alone."
+            )
+    if figures.num_drafts == 0 and k:
+        notes.append("Nothing was drafted. Has the answer room for drafts, and does the method find any?")
+    return figures, source, notes
 
 
 def _agree(figures: Acceptance, counted: Counters) -> bool:

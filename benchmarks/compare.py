@@ -41,11 +41,8 @@ def compare(
     """
     everyone = [Method(PLAIN, None), *methods]
     load_before = load()
-    asked = {q.index: q for q in questions}
     trials = {m.name: Trial(m, concurrency) for m in everyone}
-    differences: list[Difference] = []
-    about: dict[str, Any] = {}
-    tolerance, stopped = 0.0, None
+    differences, about, stopped = list[Difference](), dict[str, Any](), None
     for start in range(rounds if fresh else 1):
         # The engine that is started first is a percent or two faster than the others, whatever it is.
         first = start % len(everyone)
@@ -54,16 +51,9 @@ def compare(
             with open_workers(target, {m.name: m.speculative for m in order}, options) as workers:
                 answered, stopped = run_all(workers, everyone, questions, sampling, concurrency, 1 if fresh else rounds)
                 about = workers[PLAIN].describe()
-                tolerance = TIE_TOLERANCE.get(about["dtype"], TIE_TOLERANCE["bfloat16"])
                 # Whoever was interrupted may be in the middle of a sentence, or dead: it is asked nothing more.
-                judge = None if stopped else workers[PLAIN]
-                told = [
-                    difference
-                    for trial in (answered.values() if sampling.temperature == 0 else ())
-                    for difference in find_differences(trial, answered[PLAIN], judge, asked, tolerance)
-                ]
-            # Only now: answers that nobody has compared would count as the same.
-            differences += told
+                told = _judged(answered, None if stopped else workers[PLAIN], questions, sampling, about)
+            differences += told  # only now: answers that nobody has compared would count as the same
             for name, trial in answered.items():
                 trials[name].add(trial, start)
         except (HeadError, KeyboardInterrupt) as error:
@@ -72,9 +62,7 @@ def compare(
             stopped = str(error) or "interrupted"
         if stopped:
             break
-    plain = trials[PLAIN]
-    rows = [row(t, plain, _answers(t, differences, sampling)) for t in trials.values()]
-    found = environment(load_before)
+    plain, where = trials[PLAIN], environment(load_before)
     return Compare(
         partial=stopped,
         target=target,
@@ -86,13 +74,35 @@ def compare(
         rounds=rounds,
         fresh=fresh,
         engine={name: value for name, value in about.items() if name != "method"},
-        environment=found,
-        rows=rows,
+        environment=where,
+        rows=[row(t, plain, _answers(t, differences, sampling)) for t in trials.values()],
         differences=differences,
-        tie_tolerance=tolerance,
-        notes=busy_note(load_before, found.hardware.get("cores") or 1),
+        tie_tolerance=_tolerance(about),
+        notes=busy_note(load_before, where.hardware.get("cores") or 1),
         requests={name: trial.records for name, trial in trials.items()},
     )
+
+
+def _tolerance(about: dict[str, Any]) -> float:
+    return TIE_TOLERANCE.get(about["dtype"], TIE_TOLERANCE["bfloat16"])
+
+
+def _judged(
+    answered: dict[str, Trial],
+    judge: Worker | None,
+    questions: Sequence[Question],
+    sampling: Sampling,
+    about: dict[str, Any],
+) -> list[Difference]:
+    """Where greedy answers leave plain decoding's."""
+    if sampling.temperature != 0:
+        return []
+    asked, tolerance = {q.index: q for q in questions}, _tolerance(about)
+    return [
+        difference
+        for trial in answered.values()
+        for difference in find_differences(trial, answered[PLAIN], judge, asked, tolerance)
+    ]
 
 
 def run_all(
@@ -140,7 +150,7 @@ def find_differences(
     trial: Trial, plain: Trial, judge: Worker | None, asked: dict[int, Question], tolerance: float
 ) -> list[Difference]:
     """Answers that leave plain decoding's, with the logit gap there by the plain engine `judge` if given."""
-    found = []
+    differences = []
     for ours, theirs in zip(trial.records, plain.records, strict=True):
         position = first_difference(ours.token_ids, theirs.token_ids)
         if position is None:
@@ -151,7 +161,7 @@ def find_differences(
             context = judge.encode(asked[ours.question]) + theirs.token_ids[:position]
             likely, less = judge.logprobs(context, (said, other))
             gap = likely - less
-        found.append(
+        differences.append(
             Difference(
                 name=trial.method.name,
                 question_id=ours.question_id,
@@ -162,7 +172,7 @@ def find_differences(
                 tie=None if gap is None else abs(gap) <= tolerance,
             )
         )
-    return found
+    return differences
 
 
 def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:

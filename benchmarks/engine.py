@@ -190,14 +190,14 @@ class Engine:
         return self.llm.get_tokenizer()
 
     def counters(self) -> Counters | None:
-        found = {m.name: m for m in self.llm.get_metrics() if m.name.startswith("vllm:spec_decode_num")}
-        if not found:
+        metrics = {m.name: m for m in self.llm.get_metrics() if m.name.startswith("vllm:spec_decode_num")}
+        if not metrics:
             return None
         return Counters(
-            found["vllm:spec_decode_num_drafts"].value,
-            found["vllm:spec_decode_num_draft_tokens"].value,
-            found["vllm:spec_decode_num_accepted_tokens"].value,
-            tuple(found["vllm:spec_decode_num_accepted_tokens_per_pos"].values),
+            metrics["vllm:spec_decode_num_drafts"].value,
+            metrics["vllm:spec_decode_num_draft_tokens"].value,
+            metrics["vllm:spec_decode_num_accepted_tokens"].value,
+            tuple(metrics["vllm:spec_decode_num_accepted_tokens_per_pos"].values),
         )
 
     def take_steps(self) -> list[Step]:
@@ -244,8 +244,8 @@ class Engine:
 
         params = SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=list(of), detokenize=False)
         (output,) = self.llm.generate([TokensPrompt(prompt_token_ids=list(tokens))], params, use_tqdm=False)
-        found = output.outputs[0].logprobs[0]
-        return [found[token].logprob for token in of]
+        logprobs = output.outputs[0].logprobs[0]
+        return [logprobs[token].logprob for token in of]
 
 
 def _record(answer: Answer, metrics: Any) -> Record:

@@ -44,17 +44,17 @@ def hardware() -> dict[str, Any]:
     """Processor, memory, accelerator."""
     names = re.findall(r"model name\s*: (.*)", _read("/proc/cpuinfo"))
     memory = re.findall(r"MemTotal:\s*(\d+)", _read("/proc/meminfo"))
-    found: dict[str, Any] = {
+    about: dict[str, Any] = {
         "cpu": names[0] if names else platform.processor() or "unknown",
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
     }
     if memory:
-        found["memory_gib"] = round(int(memory[0]) / 2**20)
+        about["memory_gib"] = round(int(memory[0]) / 2**20)
     if "OMP_NUM_THREADS" in os.environ:
-        found["omp_num_threads"] = os.environ["OMP_NUM_THREADS"]
+        about["omp_num_threads"] = os.environ["OMP_NUM_THREADS"]
     gpus = _gpus()
-    return found | ({"gpus": gpus} if gpus else {})
+    return about | ({"gpus": gpus} if gpus else {})
 
 
 def _gpus() -> list[str]:
@@ -68,13 +68,13 @@ def _gpus() -> list[str]:
 def versions() -> dict[str, str]:
     """Versions of Python, vLLM and the packages that decide what runs."""
     name, number = vllm_distribution() or ("vllm", "unknown")
-    found = {"python": platform.python_version(), name: number}
+    numbers = {"python": platform.python_version(), name: number}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            numbers[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return numbers
 
 
 def _read(file: str) -> str:

@@ -59,11 +59,11 @@ class Trial:
         """[n, 2] tokens and seconds of each start of the engine, of each block where there was one start: what is
         resampled. One process is some percent faster than another at the same work, in all of its blocks."""
         several = len({block.start for block in self.blocks}) > 1
-        found: dict[int, Array] = {}
+        sums: dict[int, Array] = {}
         for i, block in enumerate(self.blocks):
             unit = block.start if several else i
-            found[unit] = found.get(unit, np.zeros(2)) + np.array([block.tokens, block.seconds])
-        return np.array([*found.values()]).reshape(-1, 2)
+            sums[unit] = sums.get(unit, np.zeros(2)) + np.array([block.tokens, block.seconds])
+        return np.array([*sums.values()]).reshape(-1, 2)
 
 
 def interleaved(
@@ -131,8 +131,8 @@ def _answer(
             else:
                 records[name] += finished
     return {
-        name: (Block(sorted(found, key=lambda r: r.question)), workers[name].take_steps())
-        for name, found in records.items()
+        name: (Block(sorted(answered, key=lambda r: r.question)), workers[name].take_steps())
+        for name, answered in records.items()
     }
 
 
@@ -144,7 +144,7 @@ def row(trial: Trial, plain: Trial, answers: Mapping[str, int] | None = None) ->
     speed = tokens.sum() / seconds.sum()
     bounds = ratio_interval(tokens, seconds) or (None, None)
     faster = speedup(trial, plain)
-    found = latencies(records)
+    latency = latencies(records)
     made = Row.model_construct(
         None,
         name=trial.method.name,
@@ -154,9 +154,9 @@ def row(trial: Trial, plain: Trial, answers: Mapping[str, int] | None = None) ->
         output_tokens=int(tokens.sum()),
         tokens_per_second=Figure(value=float(speed), low=bounds[0], high=bounds[1]),
         speedup=faster,
-        median_ttft_ms=found["median_ttft_ms"],
-        mean_itl_ms=found["mean_itl_ms"],
-        mean_tpot_ms=found["mean_tpot_ms"],
+        median_ttft_ms=latency["median_ttft_ms"],
+        mean_itl_ms=latency["mean_itl_ms"],
+        mean_tpot_ms=latency["mean_tpot_ms"],
         acceptance=figures,
         step_ms=step_times(trial.steps),
         answers=len(records),

@@ -43,16 +43,16 @@ def sample(url: str) -> Sample:
     Raises:
         HeadError: no server, no metrics, or no speculation there.
     """
-    found = scrape(url)
-    counters = speculative_counters(found)
+    metrics = scrape(url)
+    counters = speculative_counters(metrics)
     if counters is None:
         raise HeadError(
             f"the server at {url} does not speculate",
             "Its /metrics have no vllm:spec_decode_* counters",
             "Start it with --speculative-config",
         )
-    counts = (int(found.get(RUNNING, 0)), int(found.get(WAITING, 0)))
-    return Sample(time.monotonic(), counters, found.get(GENERATED, 0.0), *counts)
+    counts = (int(metrics.get(RUNNING, 0)), int(metrics.get(WAITING, 0)))
+    return Sample(time.monotonic(), counters, metrics.get(GENERATED, 0.0), *counts)
 
 
 def figures(counted: Counters) -> dict[str, Any]:

@@ -58,14 +58,14 @@ def read_prompts(source: str, limit: int | None = None) -> list[Question]:
         )
     else:
         lines = (line for file in _download(source) for line in _read(file))
-    found: list[Question] = []
+    questions: list[Question] = []
     for where, value in lines:
-        found.append(_question(len(found), value, where))
-        if limit is not None and len(found) == limit:
+        questions.append(_question(len(questions), value, where))
+        if limit is not None and len(questions) == limit:
             break
-    if not found:
+    if not questions:
         raise UsageError(f"{source} has no prompts", f"Expected: {SHAPES}")
-    return found
+    return questions
 
 
 def first_turns(questions: list[Question]) -> list[Question]:
@@ -111,8 +111,8 @@ def _text(file: Path) -> str:
 
 
 def _question(index: int, value: Any, where: str) -> Question:
-    def refuse(found: str) -> UsageError:
-        return UsageError(f"{where}: {found}", f"Expected: {SHAPES}")
+    def refuse(what: str) -> UsageError:
+        return UsageError(f"{where}: {what}", f"Expected: {SHAPES}")
 
     if not isinstance(value, dict):
         raise refuse(f"a {type(value).__name__}")

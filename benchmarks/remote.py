@@ -30,28 +30,28 @@ def scrape(url: str) -> dict[str, float]:
         HeadError: nobody answers there, or not with metrics.
     """
     try:
-        found = Server(url.rstrip("/")).metrics()
+        metrics = Server(url.rstrip("/")).metrics()
     except (OSError, ValueError, IndexError) as error:
         raise HeadError(
             f"{url}/metrics cannot be read: {error}", "A running vLLM server was expected", "Check the address"
         ) from None
-    if not any(name.startswith("vllm:") for name in found):
+    if not any(name.startswith("vllm:") for name in metrics):
         raise HeadError(f"{url}/metrics has no vLLM metrics", "A vLLM server was expected", "Check the address")
-    return found
+    return metrics
 
 
-def speculative_counters(found: dict[str, float]) -> Counters | None:
+def speculative_counters(metrics: dict[str, float]) -> Counters | None:
     """vLLM's speculative counters among all its metrics; None where it does not speculate."""
-    if PREFIX + "drafts_total" not in found:
+    if PREFIX + "drafts_total" not in metrics:
         return None
     positions = itertools.takewhile(
-        lambda name: name in found, (f"{PREFIX}accepted_tokens_per_pos_total[{i}]" for i in itertools.count())
+        lambda name: name in metrics, (f"{PREFIX}accepted_tokens_per_pos_total[{i}]" for i in itertools.count())
     )
     return Counters(
-        int(found[PREFIX + "drafts_total"]),
-        int(found[PREFIX + "draft_tokens_total"]),
-        int(found[PREFIX + "accepted_tokens_total"]),
-        tuple(int(found[name]) for name in positions),
+        int(metrics[PREFIX + "drafts_total"]),
+        int(metrics[PREFIX + "draft_tokens_total"]),
+        int(metrics[PREFIX + "accepted_tokens_total"]),
+        tuple(int(metrics[name]) for name in positions),
     )
 
 

@@ -214,10 +214,10 @@ def read_result(file: Path, model: type[M]) -> M:
         HeadError: it cannot be read, is of another version, or its figures are impossible.
     """
     try:
-        found = json.loads(file.read_text())
+        value = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise HeadError(f"{file} cannot be read: {error}", "A result of `vllm-eagle bench` was expected") from None
-    version = (found.get("eagle") or found).get("schema_version") if isinstance(found, dict) else None
+    version = (value.get("eagle") or value).get("schema_version") if isinstance(value, dict) else None
     if version != SCHEMA_VERSION:
         raise HeadError(
             f"{file} has schema version {version}",
@@ -225,7 +225,7 @@ def read_result(file: Path, model: type[M]) -> M:
             "Measure again with this version of vllm-eagle-plugin",
         )
     try:
-        return model.model_validate(found)
+        return model.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

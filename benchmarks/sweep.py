@@ -46,13 +46,7 @@ def sweep(
     Raises:
         HeadError: an engine did not start, or too little was finished to say anything.
     """
-    if head.speculative is None or head.k < 2:
-        raise UsageError(f"a sweep up to k = {head.k}", "k = 2 or more was expected")
-    most = [length for length in synthetic if not 1 <= length <= head.k + 1]
-    if most:
-        raise UsageError(
-            f"--synthetic {most[0]:g}", f"An acceptance length within 1 and k + 1 = {head.k + 1} was expected"
-        )
+    _check(head, synthetic)
     ways = [Method(PLAIN, None)] + [_at(head, k) for k in range(1, head.k + 1)]
     better = {length: _synthetic(head, length) for length in synthetic}
     everyone = [*ways, *better.values(), *trees]
@@ -84,7 +78,7 @@ def sweep(
         max_tokens=max_tokens,
         questions=len(questions),
         engine={name: value for name, value in about.items() if name != "method"},
-        environment=(found := environment(load_before)),
+        environment=(where := environment(load_before)),
         rows=rows,
         trees=tree_rows,
         conditional=rates,
@@ -92,12 +86,21 @@ def sweep(
         held_out=hold_out(trials),
         advice=advice,
         synthetic=[
-            _judge(cost, run[method.name], run[PLAIN], length)
-            for batch, run in runs.items()
-            for length, method in better.items()
+            _judge(cost, run[m.name], run[PLAIN], length) for run in runs.values() for length, m in better.items()
         ],
-        notes=busy_note(load_before, found.hardware.get("cores") or 1),
+        notes=busy_note(load_before, where.hardware.get("cores") or 1),
     )
+
+
+def _check(head: Method, synthetic: Sequence[float]) -> None:
+    """Raises UsageError where there is no k to sweep, or no head could accept what is to be imagined."""
+    if head.speculative is None or head.k < 2:
+        raise UsageError(f"a sweep up to k = {head.k}", "k = 2 or more was expected")
+    most = [length for length in synthetic if not 1 <= length <= head.k + 1]
+    if most:
+        raise UsageError(
+            f"--synthetic {most[0]:g}", f"An acceptance length within 1 and k + 1 = {head.k + 1} was expected"
+        )
 
 
 def _measured(target: str, advice: Advice, rows: Sequence[Row]) -> Advice:
@@ -130,13 +133,13 @@ def step_times(trials: Trials) -> dict[tuple[Shape, int], Measured]:
 
     The median, because one interruption by another program must not look like the cost of a setting.
     """
-    found = {}
+    times = {}
     for (k, batch), trial in trials.items():
         full = [s for s in trial.steps if s.requests == batch and s.rows == batch * (k + 1)]
         if full:
             total, draft = (float(np.median([getattr(s, part) for s in full])) for part in ("total", "draft"))
-            found[shape(k), batch] = Measured(total, draft)
-    return found
+            times[shape(k), batch] = Measured(total, draft)
+    return times
 
 
 def conditional_rates(trials: Trials) -> list[float]:
@@ -163,7 +166,7 @@ def measured_speedup(trial: Trial, plain: Trial) -> float:
 def hold_out(trials: Trials) -> list[Prediction]:
     """Each k between the least and the most, predicted from the others alone: costs and acceptance."""
     ks = sorted({k for k, _ in trials if k})
-    found = []
+    predictions = []
     for k in ks[:-1] if len(ks) > 2 else []:
         others = {key: trial for key, trial in trials.items() if key[0] != k}
         try:
@@ -175,7 +178,7 @@ def hold_out(trials: Trials) -> list[Prediction]:
             if of == k:
                 predicted = decode_speedup(cost, chain(k), batch, length)
                 measured = measured_speedup(trial, trials[0, batch])
-                found.append(
+                predictions.append(
                     Prediction(
                         num_speculative_tokens=k,
                         concurrency=batch,
@@ -184,7 +187,7 @@ def hold_out(trials: Trials) -> list[Prediction]:
                         error=predicted / measured - 1,
                     )
                 )
-    return found
+    return predictions
 
 
 def _judge(cost: Any, trial: Trial, plain: Trial, length: float) -> Synthetic:

