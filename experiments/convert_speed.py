@@ -16,8 +16,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 from safetensors.torch import save_file
 from vllm_eagle_plugin.benchmarks.environment import load
 
@@ -111,13 +109,11 @@ def main(
         figures = measure(folder, target, head, rounds)
     largest = vocab * width * 2
     speed = min(figures["copy_seconds"]) / min(figures["convert_seconds"])
-    table = Table("what", "figure")
-    table.add_row("head", f"{size / 1e9:.2f} GB, largest tensor {largest / 1e9:.2f} GB")
-    table.add_row("copying, with sync", f"{min(figures['copy_seconds']):.1f} s (best of {rounds})")
-    table.add_row("converting, with checksums", f"{min(figures['convert_seconds']):.1f} s (best of {rounds})")
-    table.add_row("speed against copying", f"{speed:.2f}")
-    table.add_row("peak memory", f"{figures['peak_bytes'] / 1e6:.0f} MB")
-    Console().print(table)
+    copied, converted = min(figures["copy_seconds"]), min(figures["convert_seconds"])
+    print(
+        f"head {size / 1e9:.2f} GB, largest tensor {largest / 1e9:.2f} GB, peak memory {figures['peak_bytes'] / 1e6:.0f} MB"
+    )
+    print(f"copied in {copied:.1f} s, converted in {converted:.1f} s (best of {rounds}): {speed:.2f} times the speed")
     sizes = {"head_bytes": size, "largest_tensor_bytes": largest}
     options.write(output, "convert_speed", before, **sizes, **figures, speed_against_copying=speed)
 

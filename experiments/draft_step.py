@@ -78,7 +78,8 @@ def measure(cases: tuple[str, ...], rounds: int, models: Path) -> Blocks:
     sampling, blocks = Sampling(max_tokens=TOKENS, ignore_eos=True), Blocks()
     with open_workers(str(models / "target"), {m.name: m.speculative for m in methods}, engine, settings) as workers:
         for batch in BATCHES:
-            questions = [Question(i, str(i), token_ids=words(i)) for i in range(batch * (1 + rounds))]
+            prompts = [tuple((37 * n + 101 * i) % VOCAB for i in range(PROMPT)) for n in range(batch * (1 + rounds))]
+            questions = [Question(n, str(n), token_ids=prompt) for n, prompt in enumerate(prompts)]
             seen = dict.fromkeys(cases, 0)
             for number, trials in enumerate(interleaved(workers, methods, questions, sampling, batch)):
                 for method in methods:
@@ -90,11 +91,6 @@ def measure(cases: tuple[str, ...], rounds: int, models: Path) -> Blocks:
                             times = median(getattr(s, part) for s in full)
                             blocks.setdefault((method.name, batch, part), []).append(times)
     return blocks
-
-
-def words(number: int) -> tuple[int, ...]:
-    """A prompt that no other begins like."""
-    return tuple((37 * number + 101 * i) % VOCAB for i in range(PROMPT))
 
 
 def tables(blocks: Blocks) -> dict[str, dict[str, dict[str, dict[str, float]]]]:

@@ -162,9 +162,4 @@ def _convert_speed(raw: dict[str, Any]) -> tuple[dict[str, int], dict[str, list[
     return {"peak memory, MB": 0, "times the speed of copying": 2}, {row: cells}
 
 
-_PLAIN = {
-    "demo": _demo,
-    "draft_step": _draft_step,
-    "tree_overhead": _tree_overhead,
-    "convert_speed": _convert_speed,
-}
+_PLAIN = {"demo": _demo, "draft_step": _draft_step, "tree_overhead": _tree_overhead, "convert_speed": _convert_speed}

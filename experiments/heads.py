@@ -3,7 +3,7 @@
 For every head, at every k, greedy and sampled: acceptance length in vLLM's scheduler. Then, one request at a time and
 on fewer questions, what it buys: milliseconds of drafting, and speed against plain decoding in the same interleaved
 run. Each measurement is a file in FOLDER, named by what was measured: run again, the command goes on with what is
-missing, and heads can be added. FOLDER/heads.md has the table, heads.svg the picture.
+missing, and heads can be added. FOLDER/heads.md has the table.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from vllm_eagle_plugin.benchmarks.acceptance import measure, one_engine, workloa
 from vllm_eagle_plugin.benchmarks.compare import compare
 from vllm_eagle_plugin.benchmarks.methods import Method, check_head, engine_options, head_sha256
 from vllm_eagle_plugin.benchmarks.prompts import Question, fingerprint, first_turns, read_prompts
-from vllm_eagle_plugin.benchmarks.report.plots import new_figure, save
 from vllm_eagle_plugin.benchmarks.report.terminal import bounds, number
 from vllm_eagle_plugin.benchmarks.schema import AcceptanceResult, Figure, read_result
 from vllm_eagle_plugin.benchmarks.session import Sampling
@@ -135,26 +134,6 @@ def table(lengths: Lengths, speeds: dict[Path, Compare]) -> Iterator[str]:
         yield "| " + " | ".join(cells) + " |"
 
 
-def draw(lengths: Lengths, speeds: dict[Path, Compare], picture: Path) -> None:
-    """Acceptance length over k, dashed where answers are sampled, and speed against plain decoding."""
-    heads = [*dict.fromkeys(head for head, _ in lengths)]
-    figure, axes = new_figure(1 + bool(speeds), [3.4] * (1 + bool(speeds)))
-    for (head, heat), by_k in lengths.items():
-        style = {"color": f"C{heads.index(head)}", "linestyle": "--" if heat else "-", "marker": "o", "markersize": 3}
-        axes[0].plot([*by_k], [f.value for f in by_k.values()], label=None if heat else head.name, **style)
-    axes[0].set(title="acceptance length; dashed: sampled at a temperature", xlabel="drafts per step, k")
-    axes[0].legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    for head, run in speeds.items():
-        rows = [(row.num_speculative_tokens, row.speedup.value) for row in run.rows[1:]]
-        axes[1].plot(*zip(*rows, strict=True), color=f"C{heads.index(head)}", marker="o", markersize=3)
-    if speeds:
-        axes[1].set(title="tokens per second over plain decoding's, one request at a time", xlabel="drafts per step, k")
-        axes[1].axhline(1, color="grey", linewidth=0.8)
-    for axis in axes:
-        axis.xaxis.get_major_locator().set_params(integer=True)
-    save(figure, picture)
-
-
 def check(heads: Sequence[Path], most: int) -> None:
     """Raises HeadError where a head cannot be measured, UsageError where two have one name or k is too large."""
     if len({head.name for head in heads}) < len(heads):
@@ -180,7 +159,7 @@ def main(
     speed_tokens: Annotated[int, typer.Option(min=2, help="Most tokens of those answers.")] = 64,
     engine_args: Annotated[str | None, typer.Option(help="vLLM engine arguments as JSON.")] = None,
 ) -> None:
-    """Measure what is missing, and write the table and the picture."""
+    """Measure what is missing, and write the table."""
     ks, temperatures = sorted(set(k or range(1, 7))), sorted(set(temperature or (0.0, 1.0)))
     check(heads, ks[-1])
     questions = first_turns(read_prompts(prompts, limit))
@@ -196,7 +175,6 @@ def main(
     speeds = {head: asking.speed(head, ks, questions[:speed_questions], few) for head in heads if speed_questions}
     text = "\n".join(table(lengths, speeds)) + "\n"
     (output / "heads.md").write_text(text)
-    draw(lengths, speeds, output / "heads.svg")
     Console(highlight=False, markup=False).print(text)
 
 

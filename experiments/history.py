@@ -41,12 +41,8 @@ def read(file: Path) -> list[Line]:
         try:
             lines.append(Line.model_validate_json(text))
         except ValidationError as error:
-            first = error.errors()[0]
-            raise HeadError(
-                f"{file}, line {number}: {'.'.join(map(str, first['loc']))}: {first['msg']}",
-                "A line that `reproduce` wrote was expected",
-                "Repair it, or give another file with --history",
-            ) from None
+            where = ".".join(map(str, error.errors()[0]["loc"]))
+            raise HeadError(f"{file}, line {number}: {where}", "A line that `reproduce` wrote was expected") from None
     return lines
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_eagle_plugin.benchmarks.compare import first_difference
 from vllm_eagle_plugin.benchmarks.prompts import Question
 
 from .clients import HangsUp, Request
@@ -149,15 +150,12 @@ class Difference:
 def compare(entry: Entry, plain: Plain, found: list[int], max_tokens: int) -> Difference | None:
     """The first difference from plain decoding's answer, if there is one."""
     expected = plain.tokens[:max_tokens]
-    if found == expected:
+    if (at := first_difference(expected, found)) is None:
         return None
-    at = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), None)
-    if at is None:  # one is the other's beginning
-        at = min(len(expected), len(found))
-        return Difference(entry.kind, entry.index, at, _item(expected, at), _item(found, at), None)
-    known = plain.alternatives[at]
-    gap = known[expected[at]] - known[found[at]] if {expected[at], found[at]} <= known.keys() else None
-    return Difference(entry.kind, entry.index, at, expected[at], found[at], gap)
+    known = plain.alternatives[at] if at < len(expected) else {}
+    ours, theirs = _item(expected, at), _item(found, at)
+    gap = known[ours] - known[theirs] if ours in known and theirs in known else None
+    return Difference(entry.kind, entry.index, at, ours, theirs, gap)
 
 
 def fault(entry: Entry, choice: dict[str, Any], max_tokens: int) -> str | None:

@@ -12,8 +12,6 @@ what grows beyond it is a leak. Exit code 1 on an error, a difference that round
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -102,13 +100,6 @@ def judged(seen: Seen, errors: list[str], trees: Growth | None, plain: Growth | 
     }
 
 
-@contextlib.contextmanager
-def asked(target: str, log: Path, arguments: list[str]) -> Iterator[Clients]:
-    """A server, and who asks it."""
-    with serve(target, log, *arguments, start_seconds=START_SECONDS, settings=ALLOCATOR) as server:
-        yield Clients(server, target)
-
-
 def main(
     target: options.Target,
     head: options.Head,
@@ -134,16 +125,20 @@ def main(
     logs.mkdir(parents=True, exist_ok=True)
     serving, log = flags(engine_settings(longest_prompt + longest + 8)), logs / "trees.log"
     entries = build(read_prompts(prompts), AutoTokenizer.from_pretrained(target), count, longest_prompt, seed)
-    with asked(target, logs / "plain.log", [*serving, "--logprobs-mode", "processed_logprobs"]) as asking:
+    patient: dict[str, Any] = {"start_seconds": START_SECONDS, "settings": ALLOCATOR}
+    as_sampled = ("--logprobs-mode", "processed_logprobs")
+    with serve(target, logs / "plain.log", *serving, *as_sampled, **patient) as server:
+        asking = Clients(server, target)
         plain = answer_plainly(asking, entries, longest, clients)
         console.print(f"plain decoding has answered {len(plain)} of {len(entries)} requests; the others are not seeded")
         storm = Storm(entries, plain, longest, hanging_up, clients, seed)
         if control:
             every_size(asking, ROWS)
-        plain_curve = storm.run(asking, minutes * 60, console)[1] if control else []
-    with asked(target, log, [*serving, *flags(drafting)]) as asking:
+        plain_curve = storm.run(asking, minutes * 60)[1] if control else []
+    with serve(target, log, *serving, *flags(drafting), **patient) as server:
+        asking = Clients(server, target)
         every_size(asking, ROWS)
-        seen, curve = storm.run(asking, minutes * 60, console)
+        seen, curve = storm.run(asking, minutes * 60)
         wrong, counters = leftovers(asking, log)
     growth, plain_growth = (Growth.of(c, WARM_UP * c[-1][0]) if c else None for c in (curve, plain_curve))
     result = judged(seen, seen.errors + wrong, growth, plain_growth, leak)

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import psutil
-from rich.console import Console
 from scipy.stats import theilslopes
 
 from vllm_eagle_plugin.errors import HeadError
@@ -25,7 +24,7 @@ TIE = 1e-3
 LOGPROB_TOLERANCE = 1e-2
 #: A seeded draw falls on the boundary between two tokens now and then; more than this share is no accident.
 SEEDED_SHARE = 0.01
-SAMPLE_SECONDS, REPORT_SECONDS = 5.0, 30.0
+SAMPLE_SECONDS = 5.0
 MIB = 2**20
 #: Shorter times than this show allocators, not leaks, and are not judged.
 JUDGED_MINUTES = 10.0
@@ -112,7 +111,7 @@ class Storm:
     workers: int
     seed: int
 
-    def run(self, clients: Clients, seconds: float, console: Console) -> tuple[Seen, list[tuple[float, float]]]:
+    def run(self, clients: Clients, seconds: float) -> tuple[Seen, list[tuple[float, float]]]:
         """What was seen, and the memory curve (seconds, MiB)."""
         seen, curve, started = Seen(), [(0.0, resident_mib())], time.monotonic()
         stopping = threading.Event()
@@ -128,27 +127,14 @@ class Storm:
 
         with ThreadPoolExecutor(self.workers) as pool:
             running = [pool.submit(client, number) for number in range(self.workers)]
-            report = REPORT_SECONDS
             while (now := time.monotonic() - started) < seconds and not all(future.done() for future in running):
                 time.sleep(min(SAMPLE_SECONDS, seconds - now))
                 now = time.monotonic() - started
                 curve.append((round(now, 1), round(resident_mib(), 1)))
-                if now >= report:
-                    report += REPORT_SECONDS
-                    console.print(_progress(now, seen, curve[-1][1]))
             stopping.set()
         for future in running:
             future.result()
         return seen, curve
-
-
-def _progress(seconds: float, seen: Seen, mib: float) -> str:
-    with seen.lock:
-        return (
-            f"{seconds / 60:5.1f} min  {sum(seen.requests.values())} requests ({seen.hung_up} hung up), "
-            f"{sum(seen.compared.values())} compared with plain, {len(seen.differences)} differ, "
-            f"{len(seen.errors)} errors, {mib:.0f} MiB"
-        )
 
 
 def resident_mib() -> float:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from vllm_eagle_plugin.demo.target import build_target as build_demo_target
 from .cases import SUBSET
 from .known_answer import Target, build_target
 from .known_answer.target import LAYERS, VOCAB, cycle
-from .no_engine.sitecustomize import CORE, NoEngine
+from .no_engine.sitecustomize import CORE, NoEngine, refuse
 from .runner_v2 import ON_V2
 
 #: A file of the damaged demo target that no target has.
@@ -82,10 +83,13 @@ def _no_engine_unmarked(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     """A test that starts an engine, here or in a process of its own, is marked: else it fails."""
     if request.node.get_closest_marker("engine"):
         return
-    guard = NoEngine()
-    monkeypatch.setattr(sys, "meta_path", [guard, *sys.meta_path])
+
+    def forbid(module: Any) -> None:
+        monkeypatch.setattr(module.EngineCore, "__init__", refuse)
+
+    monkeypatch.setattr(sys, "meta_path", [NoEngine(forbid), *sys.meta_path])
     if loaded := sys.modules.get(CORE):
-        monkeypatch.setattr(loaded.EngineCore, "__init__", lambda *_, **__: guard.find_spec(CORE))
+        forbid(loaded)
     folder = str(Path(__file__).with_name("no_engine"))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")])))
 

@@ -112,7 +112,6 @@ def test_every_k_of_every_head_greedy_and_sampled(asked: Asked, tmp_path: Path) 
     assert cells[5] == f"{third.value:.2f} ({third.low:.2f} to {third.high:.2f})"
     assert cells[-2] == "4.0, 8.0, 12.0, 16.0, 20.0, 24.0", "milliseconds of drafting by k"
     assert lines[3].split(" | ")[-2:] == ["", " |"], "speed is measured greedily"
-    assert (output / "heads.svg").read_text().startswith("<?xml")
 
 
 def test_what_was_measured_is_kept(asked: Asked, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from vllm_eagle_plugin.benchmarks.methods import engine_arguments
 from vllm_eagle_plugin.benchmarks.prompts import Question, read_prompts
 
@@ -177,7 +176,7 @@ def seen(clients: Clients, failing: str, monkeypatch: pytest.MonkeyPatch) -> See
     monkeypatch.setattr(Fake, "failing", failing)
     monkeypatch.setattr(Fake, "asked", 0)
     monkeypatch.setattr(storm, "SAMPLE_SECONDS", 0.1)
-    found, curve = Storm(entries, plain, 9, 0.0, 3, seed=0).run(clients, 1.0, Console(quiet=True))
+    found, curve = Storm(entries, plain, 9, 0.0, 3, seed=0).run(clients, 1.0)
     assert len(curve) > 2
     assert sum(found.compared.values()) > 10
     assert found.logprob_error < 1e-9
@@ -205,7 +204,7 @@ def test_a_server_that_is_gone_ends_the_storm(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(storm, "SAMPLE_SECONDS", 0.1)
     gone = Clients(Server("http://127.0.0.1:9"), "m")
     entries = [ENTRY, Entry(1, "greedy, structured", [4], load.STRUCTURED["greedy, structured"])]
-    found, _ = Storm(entries, {}, 9, 0.0, 3, seed=0).run(gone, 60.0, Console(quiet=True))
+    found, _ = Storm(entries, {}, 9, 0.0, 3, seed=0).run(gone, 60.0)
     assert len(found.errors) == 15
 
 
