@@ -57,6 +57,7 @@ def test_results_say_where_they_are_from(name: str) -> None:
     assert quoted == ["docs/measurements.md"], "a result is kept because a document shows it"
 
 
+@pytest.mark.extended
 def test_small() -> None:
     """What is tracked, trained weights left out."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True).stdout
@@ -66,6 +67,9 @@ def test_small() -> None:
     weights = {".safetensors", ".bin", ".pt", ".npz"}
     kept = [file for file in files if file.suffix not in weights or "examples" not in file.parts]
     assert sum(file.stat().st_size for file in kept) < 3_000_000
+
+
+def test_results_are_small() -> None:
     assert sum(file.stat().st_size for file in results.FOLDER.iterdir()) < 100_000
 
 
