@@ -9,7 +9,7 @@ from typing import Any
 
 from .hooks import MARK
 from .problems import unsuited
-from .symbols import CHAINS_V2, Symbol, missing, parameters_in
+from .symbols import CHAINS_V2, TREES_V2, Symbol, missing, parameters_in
 from .versions import dotted, older
 
 #: Model Runner V2 of older versions is built differently.
@@ -25,10 +25,15 @@ def hook_init_speculator(module: ModuleType) -> None:
     @functools.wraps(original)
     def init_speculator(vllm_config: Any, device: Any, *args: Any, **kwargs: Any) -> Any:
         from ..preflight import draft_config, is_ours
+        from ..tree import asks_for_trees
 
         if not is_ours(draft_config(vllm_config)):
             return original(vllm_config, device, *args, **kwargs)
-        require_v2()
+        require_v2(asks_for_trees(vllm_config))
+        if asks_for_trees(vllm_config):
+            from ..tree.draft_v2 import make_tree_speculator
+
+            return make_tree_speculator(vllm_config, device)
         from ..serving.speculator_v2 import make_speculator
 
         return make_speculator(vllm_config, device)
@@ -46,10 +51,10 @@ def require_v2_version() -> None:
         )
 
 
-def require_v2() -> None:
-    """Raise `HeadError` unless this vLLM's Model Runner V2 has what our speculators need."""
+def require_v2(trees: bool = False) -> None:
+    """Raise `HeadError` unless this vLLM's Model Runner V2 has what our speculators need, of trees or of chains."""
     require_v2_version()
-    if problems := missing(CHAINS_V2, _parameters):
+    if problems := missing((*CHAINS_V2, *(TREES_V2 if trees else ())), _parameters):
         raise unsuited("; ".join(problems))
 
 

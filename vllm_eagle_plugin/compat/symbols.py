@@ -81,6 +81,64 @@ CHAINS_V2 = (
     Symbol("vllm.config.speculative", "SpeculativeConfig.apply_draft_overrides", ("vllm_config",)),
 )  # fmt: skip
 
+_RUNNER_V2 = _V2 + "model_runner"
+_SAMPLE_V2 = _V2 + "sample."
+
+#: `tree.host_v2`, `tree.walk_v2` and `tree.draft_v2`, beside Model Runner V2 and what chains need of it.
+TREES_V2 = (
+    Symbol(_RUNNER_V2, "GPUModelRunner.__init__", ("vllm_config", "device")),
+    Symbol(_RUNNER_V2, "GPUModelRunner.load_model"),
+    Symbol(_RUNNER_V2, "GPUModelRunner.initialize_kv_cache", ("kv_cache_config",)),
+    Symbol(_RUNNER_V2, "GPUModelRunner.add_requests", ("scheduler_output",)),
+    Symbol(_RUNNER_V2, "GPUModelRunner.execute_model", ("scheduler_output",)),
+    Symbol(_RUNNER_V2, "GPUModelRunner.prepare_inputs", ("scheduler_output",)),
+    Symbol(_RUNNER_V2, "GPUModelRunner.prepare_attn", ("input_batch",)),
+    Symbol(_RUNNER_V2, "GPUModelRunner.sample_tokens", ("grammar_output",)),
+    Symbol(_RUNNER_V2, "GPUModelRunner.sample", ("hidden_states", "input_batch", "grammar_output")),
+    Symbol(
+        _V2 + "model_states.default", "DefaultModelState.prepare_attn",
+        ("input_batch", "cudagraph_mode", "block_tables", "slot_mappings", "attn_groups", "kv_cache_config"),
+        ("for_capture",),
+    ),
+    Symbol(
+        _SAMPLE_V2 + "sampler", "Sampler.sample",
+        (
+            "logits", "expanded_idx_mapping", "idx_mapping", "idx_mapping_np", "pos", "input_ids",
+            "expanded_local_pos", "seq_lens_upper_bound_np",
+        ),
+        ("return_logprobs",),
+    ),
+    Symbol(_SAMPLE_V2 + "sampler", "Sampler.get_logprobs_dims", ("idx_mapping_np",)),
+    Symbol(
+        _SAMPLE_V2 + "logprob", "compute_topk_scores",
+        ("logits", "num_logprobs", "sampled_token_ids", "cu_num_logits"),
+        ("logprob_token_ids_state", "expanded_idx_mapping", "max_per_req_token_ids", "logits_mode"),
+    ),
+    Symbol(_SAMPLE_V2 + "penalties", "PenaltiesState"),
+    Symbol(_SAMPLE_V2 + "bad_words", "BadWordsState"),
+    Symbol(_SAMPLE_V2 + "logit_bias", "LogitBiasState"),
+    Symbol(_V2 + "metrics.logits", "get_num_nans", ("logits",)),
+    Symbol(_V2 + "structured_outputs", "grammar_invalid_drafts", ("input_batch",)),
+    Symbol(
+        _V2 + "structured_outputs", "StructuredOutputsWorker.apply_grammar_bitmask",
+        ("logits", "input_batch", "grammar_req_ids", "grammar_bitmask"),
+    ),
+    Symbol(
+        _V2 + "input_batch", "get_num_sampled_and_rejected",
+        ("num_sampled", "seq_lens", "cu_num_logits", "idx_mapping", "prefill_len"),
+    ),
+    Symbol(_V2 + "spec_decode.rejection_sampler", "get_max_chunk_logits", ("vocab_size",)),
+    Symbol(
+        _SPECULATOR, "DraftModelSpeculator._build_attn_metadata",
+        ("num_reqs", "batch_desc", "query_start_loc_np", "seq_lens_cpu_upper_bound", "step"), ("slot_mappings",),
+    ),
+    Symbol(
+        _V2 + "spec_decode.target_dependent_ar.speculator", "TargetDependentARSpeculator._run_model",
+        ("num_tokens", "attn_metadata", "slot_mappings", "num_tokens_across_dp"),
+    ),
+    Symbol(_V2 + "attn_utils", "build_slot_mappings_by_layer", ("slot_mappings", "kv_cache_config")),
+)  # fmt: skip
+
 
 def missing(symbols: Iterable[Symbol], parameters_of: Callable[[Symbol], list[str] | None]) -> list[str]:
     """What `symbols` lack in words, empty if nothing; `parameters_of` says what one takes (`self` left out), None

@@ -69,9 +69,7 @@ def _unsuited(vllm_config: Any) -> list[str]:
         vllm_config.parallel_config,
         vllm_config.speculative_config,
     )
-    compilation = vllm_config.compilation_config
     found = {
-        "with vLLM's V2 model runner (set VLLM_USE_V2_MODEL_RUNNER=0)": bool(vllm_config.use_v2_model_runner),
         "with pipeline parallelism": parallel.pipeline_parallel_size > 1,
         "with context parallelism": parallel.decode_context_parallel_size > 1,
         "with micro-batches (DBO)": bool(getattr(parallel, "enable_dbo", False)),
@@ -89,11 +87,39 @@ def _unsuited(vllm_config: Any) -> list[str]:
         "with num_speculative_tokens_per_batch_size": bool(
             getattr(speculative, "num_speculative_tokens_per_batch_size", None)
         ),
-        "with full CUDA graphs (pass -cc.cudagraph_mode=PIECEWISE)": (
-            compilation.cudagraph_mode is not None and compilation.cudagraph_mode.has_full_cudagraphs()
+        "with a KV connector: it reads keys and values before those of accepted drafts are moved": (
+            vllm_config.kv_transfer_config is not None
         ),
     }
+    found |= _unsuited_to_v2(vllm_config) if vllm_config.use_v2_model_runner else _unsuited_to_v1(vllm_config)
     return [words for words, wrong in found.items() if wrong]
+
+
+def _unsuited_to_v1(vllm_config: Any) -> dict[str, bool]:
+    mode = vllm_config.compilation_config.cudagraph_mode
+    return {
+        "with asynchronous scheduling": bool(vllm_config.scheduler_config.async_scheduling),
+        "with full CUDA graphs (pass -cc.cudagraph_mode=PIECEWISE)": mode is not None and mode.has_full_cudagraphs(),
+    }
+
+
+def _unsuited_to_v2(vllm_config: Any) -> dict[str, bool]:
+    model, parallel, mode = (
+        vllm_config.model_config,
+        vllm_config.parallel_config,
+        vllm_config.compilation_config.cudagraph_mode,
+    )
+    return {
+        "with data parallelism": parallel.data_parallel_size > 1,
+        "with prefill context parallelism": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+        "with batch-sharded sampling": bool(getattr(parallel, "enable_batch_sharded_sampling", False)),
+        "with watermarks": getattr(vllm_config, "watermark_config", None) is not None,
+        "with return_sampling_mask": bool(getattr(model, "return_sampling_mask", False)),
+        "with trace replay": bool(getattr(model, "enable_trace_replay", False)),
+        "with CUDA graphs of mixed batches (pass -cc.cudagraph_mode=FULL_AND_PIECEWISE)": (
+            mode is not None and mode.has_full_cudagraphs() and not mode.separate_routine()
+        ),
+    }
 
 
 def _error(found: str, nodes: int) -> UsageError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from functools import cache
 from typing import Any
 
@@ -33,9 +34,12 @@ class _TreeWorker:
     """What tree workers of all platforms have in common."""
 
     model_runner: Any
+    use_v2_model_runner: bool
 
     def compile_or_warm_up_model(self) -> Any:
         done = super().compile_or_warm_up_model()  # type: ignore[misc]
+        if self.use_v2_model_runner:
+            return done
         from .measure import measured_times
 
         self.model_runner.drafter.planner.use(measured_times(self.model_runner))
@@ -43,6 +47,8 @@ class _TreeWorker:
 
     def drafting_report(self) -> dict[str, Any]:
         """Counters of the drafting since the start, for `collective_rpc`; see `plan.Planner.report`."""
+        if self.use_v2_model_runner:
+            return self.model_runner.speculator.report()
         return self.model_runner.drafter.planner.report()
 
 
@@ -54,13 +60,17 @@ def _cpu_worker() -> type:
 
         def init_device(self) -> None:
             check_drafting(self.vllm_config)
-            with replaced(cpu_worker, "CPUModelRunner", _runner(cpu_worker.CPUModelRunner)):
+            module: Any = cpu_worker
+            if self.use_v2_model_runner:
+                module = importlib.import_module("vllm.v1.worker.cpu.model_runner")
+            with replaced(module, "CPUModelRunner", _runner(module.CPUModelRunner, self.use_v2_model_runner)):
                 super().init_device()
 
     return TreeCPUWorker
 
 
 def _cuda_worker() -> type:
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner as RunnerV2
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
     from vllm.v1.worker.gpu_worker import Worker
 
@@ -69,12 +79,17 @@ def _cuda_worker() -> type:
 
         def _make_model_runner(self) -> Any:
             check_drafting(self.vllm_config)
-            return _runner(GPUModelRunner)(self.vllm_config, self.device)
+            v2 = self.use_v2_model_runner
+            return _runner(RunnerV2 if v2 else GPUModelRunner, v2)(self.vllm_config, self.device)
 
     return TreeGPUWorker
 
 
-def _runner(base: type) -> type:
+def _runner(base: type, v2: bool) -> type:
+    if v2:
+        from .host_v2 import TreeRunnerV2
+
+        return type(f"Tree{base.__name__}", (TreeRunnerV2, base), {})
     from .host_v1 import TreeRunner
 
     require_tree_runner(base)
