@@ -62,7 +62,11 @@ def test_the_head_is_asked_for_before_anything_of_ours_is_checked(monkeypatch):
     hooked = module.init_speculator
     speculator.hook_init_speculator(module)
     assert module.init_speculator is hooked, "hooked twice"
-    config = SimpleNamespace(speculative_config=SimpleNamespace(draft_model_config=SimpleNamespace(hf_config=None)))
+    config = SimpleNamespace(
+        speculative_config=SimpleNamespace(draft_model_config=SimpleNamespace(hf_config=None)),
+        additional_config=None,
+        parallel_config=SimpleNamespace(worker_cls="auto"),
+    )
     assert hooked(config, "cpu", "states") == "stock"
     config.speculative_config.draft_model_config.hf_config = SimpleNamespace(model=CASES["feature"]())
     with pytest.raises(HeadError, match="vllm has no nothing"):

@@ -24,7 +24,6 @@ from vllm.v1.worker.gpu.structured_outputs import grammar_invalid_drafts
 from ..errors import HeadError
 from .attention import Tail, attach, attention_for, verifying
 from .attention.lead import Graphed, Lead, lead
-from .attention.room import with_room
 from .compact import linear, move, moves, rows, slots
 from .config import parse_drafting
 from .trees import Trees
@@ -64,6 +63,8 @@ class TreeRunnerV2(Base):
     def initialize_kv_cache(self, kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
         attention, room = attention_for(self.device), 0
         if attention.ROOM:
+            from .attention.room import with_room
+
             kv_cache_config, room = with_room(kv_cache_config, attention.ROOM)
         super().initialize_kv_cache(kv_cache_config, *args, **kwargs)
         layers = get_layers_from_vllm_config(self.vllm_config, Attention)
