@@ -19,17 +19,19 @@ def make_settings(vllm_config: Any) -> None:
     """Before vLLM settles a `VllmConfig` that asks for trees: choose what they need of what the user left open.
 
     Raises:
-        UsageError: asynchronous scheduling was asked for. (vLLM's CPU platform would overrule it without a word.)
+        UsageError: asynchronous scheduling was asked for, on the V1 runner. (vLLM's CPU platform would overrule it
+            without a word.)
     """
     if section(vllm_config.additional_config) is None:
         return
-    if vllm_config.scheduler_config.async_scheduling:
+    v1 = not getattr(vllm_config, "use_v2_model_runner", False)
+    if v1 and vllm_config.scheduler_config.async_scheduling:
         raise _error("draft trees or adaptive length with asynchronous scheduling", 16)
     parallel, scheduler, chosen = vllm_config.parallel_config, vllm_config.scheduler_config, []
     if parallel.worker_cls == "auto":
         parallel.worker_cls = WORKER
         chosen.append(f"--worker-cls {WORKER}")
-    if scheduler.async_scheduling is None:
+    if v1 and scheduler.async_scheduling is None:
         scheduler.async_scheduling = False
         chosen.append("--no-async-scheduling")
     if chosen:
@@ -57,6 +59,8 @@ def check_drafting(vllm_config: Any) -> Drafting | None:
         raise _error(f"draft trees or adaptive length with the speculative method {speculative.method!r}", nodes)
     if parallel.worker_cls != WORKER:
         raise _error(f"draft trees or adaptive length with --worker-cls {parallel.worker_cls}", nodes)
+    if drafting.shape.kind == "chain" and getattr(vllm_config, "use_v2_model_runner", False):
+        raise _error("adaptive length of chains with vLLM's V2 model runner (VLLM_USE_V2_MODEL_RUNNER=0 is V1)", nodes)
     for found in _unsuited(vllm_config):
         raise _error(f"draft trees or adaptive length {found}", nodes)
     return drafting
@@ -91,7 +95,8 @@ def _unsuited(vllm_config: Any) -> list[str]:
             vllm_config.kv_transfer_config is not None
         ),
     }
-    found |= _unsuited_to_v2(vllm_config) if vllm_config.use_v2_model_runner else _unsuited_to_v1(vllm_config)
+    v2 = getattr(vllm_config, "use_v2_model_runner", False)
+    found |= _unsuited_to_v2(vllm_config) if v2 else _unsuited_to_v1(vllm_config)
     return [words for words, wrong in found.items() if wrong]
 
 

@@ -12,6 +12,7 @@ What a CUDA graph of the target reads of trees stays where it was made here.
 from __future__ import annotations
 
 import copy
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +37,9 @@ else:
     Base = object
 
 
+logger = logging.getLogger("vllm.eagle_plugin")
+
+
 class TreeRunnerV2(Base):
     """Mixin over V2's `GPUModelRunner`; see the module. Its speculator is one of `draft_v2`."""
 
@@ -43,6 +47,9 @@ class TreeRunnerV2(Base):
         drafting = parse_drafting(vllm_config.additional_config, vllm_config.num_speculative_tokens)
         assert drafting is not None  # the worker asks for this runner only then
         self.depth = drafting.shape.depth
+        if drafting.adaptive is not None:
+            nodes = drafting.shape.nodes
+            logger.info("On Model Runner V2 trees do not size themselves yet: each step drafts %d nodes.", nodes)
         self.step: Step | None = None
         self._aux: list[Tensor] = []
         super().__init__(vllm_config, device)
