@@ -25,7 +25,7 @@ from ..serving.speculator_v2 import AttentionFreeSpeculator, HeadDrafting, HeadS
 from .attention import attach, drafting
 from .attention.lead import Lead, lead
 from .config import parse_drafting
-from .grow import Beams, grow, select
+from .grow import Beams, extent, grow, select
 from .trees import columns
 from .vocabulary import DraftVocabulary
 
@@ -45,12 +45,13 @@ class TreeDrafting(HeadDrafting):
         assert asked is not None  # this speculator is made only then
         self.shape = asked.shape
         requests, nodes = self.max_num_reqs, self.num_speculative_steps
-        if requests * self.shape.top_k > self.max_num_tokens:
+        beams = max(extent(self.shape)[1], default=1)
+        if requests * beams > self.max_num_tokens:
             raise HeadError(
-                f"draft trees of {self.shape.top_k} beams for up to {requests} requests, with "
+                f"draft trees of {beams} beams for up to {requests} requests, with "
                 f"max_num_batched_tokens {self.max_num_tokens}",
                 "The head drafts a level of all requests in one pass",
-                f"Pass --max-num-seqs {self.max_num_tokens // self.shape.top_k} or less, or more batched tokens",
+                f"Pass --max-num-seqs {self.max_num_tokens // beams} or less, or more batched tokens",
             )
 
         def numbers(*shape: int) -> Tensor:

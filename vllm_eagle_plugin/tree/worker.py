@@ -34,7 +34,8 @@ class _TreeWorker:
     """What tree workers of all platforms have in common."""
 
     model_runner: Any
-    use_v2_model_runner: bool
+    #: vLLM's, since it has a second runner.
+    use_v2_model_runner = False
 
     def compile_or_warm_up_model(self) -> Any:
         done = super().compile_or_warm_up_model()  # type: ignore[misc]
@@ -70,8 +71,6 @@ def _cpu_worker() -> type:
 
 
 def _cuda_worker() -> type:
-    from vllm.v1.worker.gpu.model_runner import GPUModelRunner as RunnerV2
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
     from vllm.v1.worker.gpu_worker import Worker
 
     class TreeGPUWorker(_TreeWorker, Worker):
@@ -80,7 +79,8 @@ def _cuda_worker() -> type:
         def _make_model_runner(self) -> Any:
             check_drafting(self.vllm_config)
             v2 = self.use_v2_model_runner
-            return _runner(RunnerV2 if v2 else GPUModelRunner, v2)(self.vllm_config, self.device)
+            module = importlib.import_module(f"vllm.v1.worker.{'gpu.model_runner' if v2 else 'gpu_model_runner'}")
+            return _runner(module.GPUModelRunner, v2)(self.vllm_config, self.device)
 
     return TreeGPUWorker
 
