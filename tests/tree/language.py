@@ -34,7 +34,7 @@ class Language:
         return path
 
 
-def grown(language: Language, shape: Shape, batch: int, **more: object) -> tuple[Candidates, list[Beams]]:
+def grown(language: Language, shape: Shape, batch: int) -> tuple[Candidates, list[Beams]]:
     """The candidates, and the beams of each level. Each beam's path is read off what it sees and what it feeds on."""
     levels: list[Beams] = []
     before: list[list[Path]] = [[()] for _ in range(batch)]
@@ -54,7 +54,7 @@ def grown(language: Language, shape: Shape, batch: int, **more: object) -> tuple
         return torch.stack([torch.stack([language(b, p) for p in now[b]]) for b in range(batch)])
 
     roots = torch.stack([language(b, ()) for b in range(batch)])
-    return grow(roots, level, shape, **more), levels  # type: ignore[arg-type]
+    return grow(roots, level, shape), levels
 
 
 def paths(trees: Trees, request: int) -> list[Path]:

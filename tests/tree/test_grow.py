@@ -136,23 +136,6 @@ def test_a_draft_vocabulary_names_the_targets_tokens():
     assert found.tokens.tolist() == [[50, 60, 40]]
 
 
-def test_growth_stops_and_narrows_where_it_is_told_to():
-    language, shape = Language(30, 5), Shape("dynamic", 16, 4, 4)
-    found, levels = grown(language, shape, 2, widest=lambda found, beams: 2 if beams.depth == 1 else 0)
-    assert [b.tokens.shape[1] for b in levels] == [2]
-    assert found.tokens.shape[1] == 4 + 2 * 4
-    _, levels = grown(language, shape, 2, widest=lambda found, beams: min(beams.depth, beams.tokens.shape[1]))
-    assert [b.tokens.shape[1] for b in levels] == [1, 2, 3]
-
-
-def test_a_scorer_ranks():
-    language, shape = Language(30, 5), Shape("dynamic", 16, 4, 4)
-    plain, _ = grown(language, shape, 1)
-    halved, _ = grown(language, shape, 1, score=lambda logprobs, depth: logprobs / 2)
-    torch.testing.assert_close(halved.scores[:, :4], plain.scores[:, :4] / 2)
-    torch.testing.assert_close(halved.logprobs[:, :4], plain.logprobs[:, :4])
-
-
 @pytest.mark.parametrize("size", [1, 5, CHUNK, 16 * CHUNK, 40 * CHUNK + 17])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_best_are_the_best(size: int, dtype: torch.dtype):

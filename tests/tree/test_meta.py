@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vllm_eagle_plugin.tree.compact import gathered, linear, move, moves, rows, slots
+from vllm_eagle_plugin.tree.compact import linear, move, moves, rows, slots
 from vllm_eagle_plugin.tree.config import Shape
 from vllm_eagle_plugin.tree.grow import Beams, grow, select
 from vllm_eagle_plugin.tree.trees import Trees, visible
@@ -60,6 +60,5 @@ def test_growing_masking_walking_and_compacting_ask_the_host_for_nothing(shape: 
         moved = moves(paths)
         hidden = torch.zeros(BATCH * (shape.nodes + 1), 8, device=META)
         move(hidden, rows(moved, base))
-        assert gathered(hidden, paths, base).shape == (BATCH, width, 8)
         assert slots(moved, base, numbers(BATCH, 9).int(), 16).source.shape == (BATCH * shape.depth,)
         assert linear(base, shape.nodes).shape == (BATCH, shape.nodes + 1)

@@ -55,11 +55,6 @@ def move(states: Tensor, moved: Moves) -> None:
     states.index_copy_(0, moved.destination, states.index_select(0, moved.source))
 
 
-def gathered(states: Tensor, paths: Paths, first: Tensor) -> Tensor:
-    """[B, D + 1, ...] rows of states [T, ...] along the paths, the root's behind a path's end."""
-    return states[first[:, None] + paths.nodes]
-
-
 def linear(base: Tensor, nodes: int) -> Tensor:
     """[B, nodes + 1] positions of roots at base [B] and of a chain behind them."""
     return base[:, None] + torch.arange(nodes + 1, device=base.device)

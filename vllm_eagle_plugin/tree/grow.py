@@ -20,10 +20,6 @@ from .config import Shape
 from .topk import best
 from .trees import Trees, columns, own_bits
 
-#: (the head's log-probabilities [B, k, n] of the n best continuations of each beam, best first; their depth) to what
-#: to score them by, alike: never above 0, so that no node outscores the one it continues.
-Scorer = Callable[[Tensor, int], Tensor]
-
 
 class Beams(NamedTuple):
     """Rows that the head drafts from next, k a request."""
@@ -46,12 +42,6 @@ class Beams(NamedTuple):
     #: Candidates that there are: the children of these beams come behind them.
     known: int
 
-    def first(self, k: int) -> Beams:
-        """The first k of each request."""
-        tokens, sources, seen, numbers, scores = (t[:, :k] for t in self[:5])
-        drafted = self.drafted - self.tokens.shape[1] + k
-        return Beams(tokens, sources, seen, numbers, scores, self.depth, drafted, self.known)
-
 
 class Candidates(NamedTuple):
     """[B, C] every node that a growth came across: level by level, the children of a beam together, best first.
@@ -65,8 +55,8 @@ class Candidates(NamedTuple):
     parents: Tensor
     #: The head's log-probability of each, its parent given.
     logprobs: Tensor
-    #: What candidates are ranked by: the sum along the path of the log-probabilities, or of what a scorer made of
-    #: them. Never higher than the parent's; -inf: not to be drafted.
+    #: What candidates are ranked by: the log-probability of the path. Never higher than the parent's; -inf: not to be
+    #: drafted.
     scores: Tensor
     #: int64 edges between the root and each.
     depths: Tensor
@@ -89,20 +79,17 @@ def grow(
     level: Callable[[Beams], Tensor],
     shape: Shape,
     ids: Tensor | None = None,
-    score: Scorer | None = None,
-    widest: Callable[[Candidates, Beams], int] | None = None,
 ) -> Candidates:
     """The candidates of a batch's trees.
 
     logits: [B, Vd] the head's at the root. level: runs the head on beams, returns its logits [B, k, Vd]. ids [Vd]:
-    the target's id of each token that logits are of; None: its own. widest: how many of the beams offered for the
-    next level to draft from, asked with what there is so far; 0: stop here. By default all.
+    the target's id of each token that logits are of; None: its own.
     """
-    found = expand(None, root(logits), logits[:, None], shape, ids, score)
-    beams = next_beams(found, root(logits), shape)
-    while beams is not None and (widest is None or (k := widest(found, beams)) > 0):
-        beams = beams if widest is None else beams.first(k)
-        found = expand(found, beams, level(beams), shape, ids, score)
+    start = root(logits)
+    found = expand(None, start, logits[:, None], shape, ids)
+    beams = next_beams(found, start, shape)
+    while beams is not None:
+        found = expand(found, beams, level(beams), shape, ids)
         beams = next_beams(found, beams, shape)
     return found
 
@@ -119,7 +106,6 @@ def expand(
     logits: Tensor,
     shape: Shape,
     ids: Tensor | None = None,
-    score: Scorer | None = None,
 ) -> Candidates:
     """The candidates so far (None: none) and the children of these beams, of which the head says logits [B, k, Vd]."""
     logits = logits.float()
@@ -127,14 +113,13 @@ def expand(
     claims = claims - logits.logsumexp(-1, keepdim=True)
     # A head that says NaN says nothing: its node gets no children.
     claims = claims.nan_to_num(nan=-torch.inf, neginf=-torch.inf).clamp(max=0)
-    scores = beams.scores[..., None] + (claims if score is None else score(claims, beams.depth + 1))
     on_chain = torch.zeros_like(tokens, dtype=torch.bool)
     on_chain[:, 0, 0] = True
     level = Candidates(
         tokens if ids is None else ids[tokens],
         beams.numbers[..., None].expand_as(tokens),
         claims,
-        scores,
+        beams.scores[..., None] + claims,
         torch.full_like(tokens, beams.depth + 1),
         on_chain,
     )
