@@ -154,5 +154,6 @@ def test_a_head_that_is_always_right_drafts_the_most(targets, head_folder):
         counters = running.counters() - before
         sizes = running.llm.collective_rpc("drafting_report")[0]["budget"]["sizes"]
     assert all(continues(target, p, o) for p, o in zip(walks(target), outputs, strict=True))
-    assert counters.acceptance_length == K + 1
+    assert counters.acceptance_length > K + 0.5, "all that is drafted, and fewer than K only to know what that brings"
+    assert counters.accepted == counters.draft_tokens
     assert max(sizes, key=lambda size: size[-1])[:2] == [K, K]
