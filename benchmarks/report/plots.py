@@ -12,7 +12,7 @@ FORMATS = (".png", ".svg", ".pdf")
 BLUE, GREEN, ORANGE, INK, GREY = "#2f6fdb", "#11805f", "#b3540b", "#1c2430", "#57606a"
 #: Colours as the page has them: of bars by their tone, of lines by number.
 TONES = {"length": BLUE, "speed": GREEN, "time": GREY, "flag": ORANGE}
-LINES = (BLUE, ORANGE, GREEN, "#8a3fb0", "#a8326a", GREY)
+LINES = (BLUE, "#8a3fb0", GREEN, "#a8326a", ORANGE, GREY)
 
 
 def check_format(file: Path) -> None:
