@@ -164,7 +164,7 @@ class Budget:
     """Chooses sizes by number: 0 is none, i is sizes[i - 1].
 
     sizes: what can be drafted, by nodes, then levels. minimum: fewest drafted nodes of a request. probe_every: one step
-    in so many drafts a size that has been drafted seldom, since what is never tried is never known.
+    in so many drafts another size, since what is never tried is never known; one in `SOON` while that may be better.
 
     A request that nothing pays for sleeps but for trials, with all that sleep: `SOON` steps after the last, then after
     twice as many each time up to `RARE * probe_every`, until none sleeps.
@@ -173,9 +173,6 @@ class Budget:
     SOON, RARE = 8, 4
     #: Nothing is drafted only where the best size is expected to yield less than this share of plain decoding.
     WORTH = 0.99
-    #: A size is tried now and then if it is expected to yield this share of the best; every `SOON` steps until it has
-    #: been drafted often enough to be known.
-    NEAR, ENOUGH = 0.8, 32
 
     def __init__(self, sizes: Sequence[Size], times: StepTimes, minimum: int = 0, probe_every: int = 64):
         self.sizes, self.times, self.probe_every = sorted(sizes), times, probe_every
@@ -244,11 +241,14 @@ class Budget:
         rates[0] *= self.WORTH
         return least + int(rates[least:].argmax())
 
-    def _seldom(self, gains: Array) -> int:
-        """Of the sizes that are nearly as good as the best, the one drafted least."""
+    def _promising(self, gains: Array) -> tuple[int, bool]:
+        """The size that may be best for all, besides the one that is thought to be, and whether it may be better: what
+        has been drafted `n` times may yield more than is expected by a share of 1 / sqrt(n)."""
         rates = self._rates(gains)[1:]
-        near = np.flatnonzero(rates >= self.NEAR * rates.max())
-        return 1 + int(near[self._used[1 + near].argmin()])
+        best, most = int(rates.argmax()), float(rates.max())
+        hopes = rates * (1 + 1 / np.sqrt(1 + self._used[1:]))
+        hopes[best] = most if len(hopes) == 1 else 0.0
+        return 1 + int(hopes.argmax()), bool(hopes.max() > most)
 
     def _apart(self, gains: Array) -> list[int]:
         """The best size of each: rows go to whoever gains the most by them.
@@ -287,8 +287,9 @@ class Budget:
         """With what is drafted seldom, trials of size `trial`, and the minimum."""
         self._step += 1
         soon, due = (self._step % often == 0 for often in (self.SOON, self.probe_every))
-        if (soon or due) and (self._used[other := self._seldom(gains)] < self.ENOUGH or due):
-            chosen = [other if size else 0 for size in chosen]
+        if soon or due:
+            other, better = self._promising(gains)
+            chosen = [other if size and (due or better) else size for size in chosen]
         chosen = [max(size, self._least) for size in chosen]
         if 0 not in chosen:
             self._gap = self.SOON
