@@ -121,11 +121,11 @@ class StepTimes:
 class Acceptance:
     """P(another token is accepted | depth, size, request): online logistic regression, log-odds that add up.
 
-    A draft at some depth is a trial if everything above it was accepted. Each trial moves the log-odds of its depth, of
-    its size (chains: all sizes draft alike) and of its request by the same surprise; what is old fades by that.
+    A draft at some depth is a trial if everything above it was accepted. Each trial moves the log-odds of its depth (of
+    trees: in its size; of chains all sizes draft alike) and of its request by the same surprise; what is old fades by that.
     """
 
-    #: How far a surprise moves a depth or a size, once it has moved often; and a request.
+    #: How far a surprise moves a depth, once it has moved often; and a request.
     SLOW, REQUEST = 0.03, 0.15
     #: Log-odds before anything is known, and what twice as many nodes a level add to them.
     START, WIDER = 0.0, 0.5
@@ -133,30 +133,27 @@ class Acceptance:
     def __init__(self, sizes: Sequence[Size]):
         nodes, levels = (np.array(column) for column in zip(*[(s.nodes, s.levels) for s in sizes], strict=True))
         self.trees = bool((nodes > levels).any())
-        self.depth = np.full(levels.max(), self.START)
-        self.size = np.repeat(self.trees * self.WIDER * np.log2(nodes / levels)[:, None], levels.max(), 1)
+        #: [sizes, depths] log-odds; of chains the first row is that of all.
+        self.odds = np.repeat(self.START + self.WIDER * np.log2(nodes / levels)[:, None], levels.max(), 1)
         self.request: dict[str, float] = {}
         self._within = np.arange(levels.max()) < levels[:, None]
-        self._moved = np.zeros_like(self.depth), np.zeros_like(self.size)
+        self._moved = np.zeros_like(self.odds)
 
     def expected(self, requests: Sequence[str]) -> Array:
         """[B, 1 + sizes] tokens that each request is expected to have accepted of each size, 0 of none."""
         own = np.array([self.request.get(r, 0.0) for r in requests])
-        odds = own[:, None, None] + self.size + self.depth
+        odds = own[:, None, None] + (self.odds if self.trees else self.odds[:1])
         reached = (self._within / (1 + np.exp(-odds))).cumprod(-1)
         return np.concatenate([np.zeros((len(own), 1)), reached.sum(-1)], 1)
 
     def observe(self, request: str, size: int, accepted: int) -> None:
         """`accepted` tokens of what a request drafted by sizes[size] were."""
-        own, share = self.request.get(request, 0.0), 1 / (1 + self.trees)
+        own, row = self.request.get(request, 0.0), size if self.trees else 0
         for depth in range(min(accepted + 1, int(self._within[size].sum()))):
-            odds = float(self.depth[depth] + self.size[size, depth]) + own
-            surprise = (depth < accepted) - 1 / (1 + math.exp(-odds))
+            surprise = (depth < accepted) - 1 / (1 + math.exp(-float(self.odds[row, depth]) - own))
             own += self.REQUEST * surprise
-            moving = [(self.depth, self._moved[0]), (self.size[size], self._moved[1][size])][: 1 + self.trees]
-            for term, moved in moving:
-                term[depth] += max(self.SLOW, 4 / (4 + moved[depth])) * share * surprise
-                moved[depth] += 1
+            self.odds[row, depth] += max(self.SLOW, 4 / (4 + self._moved[row, depth])) * surprise
+            self._moved[row, depth] += 1
         self.request[request] = own
 
 
@@ -245,10 +242,9 @@ class Budget:
         """The size that may be best for all, besides the one that is thought to be, and whether it may be better: what
         has been drafted `n` times may yield more than is expected by a share of 1 / sqrt(n)."""
         rates = self._rates(gains)[1:]
-        best, most = int(rates.argmax()), float(rates.max())
         hopes = rates * (1 + 1 / np.sqrt(1 + self._used[1:]))
-        hopes[best] = most if len(hopes) == 1 else 0.0
-        return 1 + int(hopes.argmax()), bool(hopes.max() > most)
+        hopes[rates.argmax()] = 0.0
+        return 1 + int(hopes.argmax()), bool(hopes.max() > rates.max())
 
     def _apart(self, gains: Array) -> list[int]:
         """The best size of each: rows go to whoever gains the most by them.
