@@ -6,9 +6,10 @@ import importlib.util
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from ..errors import UsageError
+from ..targets.running import load_model
+from ..targets.target import read_target
 
 BACKENDS = ("auto", "vllm", "plain")
 
@@ -83,7 +84,7 @@ class PlainGenerator:
     def __init__(self, target: str, batch: int, precision: str) -> None:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model: Any = AutoModelForCausalLM.from_pretrained(target, dtype=dtype).to(device).eval()
+        self._model: Any = load_model(read_target(target), dtype).to(device)
         self._batch = batch
 
     def __call__(

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..errors import HeadError
+from ..targets.running import decoder_of, load_model
 from ..targets.target import Target
 
 #: Bytes of each of the pieces of a weight file that make up its digest.
@@ -38,8 +38,8 @@ class Teacher:
                 f"Layers 0 to {target.num_layers - 1} can be read",
                 "Set head.layer_ids in the recipe",
             )
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(target.folder, dtype=dtype)
-        self.model = model.to(device).eval().requires_grad_(False)
+        model = load_model(target, dtype)
+        self.model = model.to(device)
         self.layers = layers
         output = model.get_output_embeddings()
         # Plain tensors: a module that is lent a parameter would take it for its own.
@@ -47,12 +47,12 @@ class Teacher:
         self.lm_head: Tensor = output.weight.detach()
         bias = getattr(output, "bias", None)
         self.lm_head_bias: Tensor | None = None if bias is None else bias.detach()
-        self.softcap: float | None = target.config.logit_softcap
+        self.softcap, self.scale = target.config.logit_softcap, target.config.logit_scale
 
     @torch.no_grad()
     def __call__(self, ids: Tensor) -> States:
         """States at ids [B, T], padded on the right (what stands behind a token does not change it)."""
-        states = self.model.base_model(ids, output_hidden_states=True, use_cache=False).hidden_states
+        states = decoder_of(self.model)(ids, output_hidden_states=True, use_cache=False).hidden_states
         return States(
             states[-1] if self.layers is None else torch.cat([states[i] for i in self.layers], -1), states[-1]
         )
@@ -63,7 +63,7 @@ class Teacher:
         matrix, bias = self.lm_head, self.lm_head_bias
         if tokens is not None:
             matrix, bias = matrix[tokens], None if bias is None else bias[tokens]
-        logits = nn.functional.linear(last, matrix, bias).float()
+        logits = nn.functional.linear(last, matrix, bias).float() * self.scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
 

@@ -17,6 +17,8 @@ from safetensors import safe_open
 
 from ...errors import HeadError, UsageError
 from ...targets.observer import Observer, read_turns
+from ...targets.running import TargetNotRun, why_not
+from ...targets.stand_in import StandIn
 from ...targets.target import Target, read_target
 from ..options import Options
 from ..route import Layout, choose_layout
@@ -39,10 +41,12 @@ class Verification:
     passed: bool
     #: What failed; empty if nothing did.
     why: str = ""
+    #: What could not be tried here, and so was not proven; empty if all was.
+    not_proven: str = ""
 
     def as_json(self) -> dict[str, Any]:
         shown = {"engine": self.engine, "precision": self.precision, **self.figures, "passed": self.passed}
-        return {**shown, "why": self.why} if self.why else shown
+        return shown | {k: v for k, v in (("why", self.why), ("not_proven", self.not_proven)) if v}
 
 
 def sentence(figures: dict[str, Any]) -> str:
@@ -50,7 +54,8 @@ def sentence(figures: dict[str, Any]) -> str:
     drafts = f"{figures['drafts_equal']} of {figures['positions']} chains equal to the token"
     ties = f" ({figures['drafts_tied']} at ties)" if figures["drafts_tied"] else ""
     worst = max((row["max_difference"] for row in figures["logits"]), default=0.0)
-    return f"{drafts}{ties}, logits within {worst:g} of a spread of {figures['logits_spread']:g} ({figures['engine']})"
+    shown = f"{drafts}{ties}, logits within {worst:g} of a spread of {figures['logits_spread']:g} ({figures['engine']})"
+    return f"{shown}; not proven: {figures['not_proven']}" if figures.get("not_proven") else shown
 
 
 def verify(
@@ -85,13 +90,23 @@ def verify_source(
         return Verification("files", "", nothing, False, f"{changed} is not what was converted")
     if layout.quantised:
         return _dequantised(source, target, options, prompts, config, plain)
-    if plain or not has_vllm():
+    if plain or not has_vllm() or why_not(target):
         return _in_torch(source, target, converted, options, prompts)
     job = Job(
         str(source.path), str(target.folder), str(converted), _told(options), None if config is None else str(config),
         None if prompts is None else str(prompts), reading.config.method, layout.speculative, layout.needs_plugin,
     )  # fmt: skip
-    return _in_vllm(job)
+    try:
+        return Verification(**_answer(job))
+    except TargetNotRun:  # vLLM runs it, torch does not: there is no telling what the head should read
+        return _in_torch(source, target, converted, options, prompts)
+    except BrokenOff:
+        alone = _answer(replace(job, alone=True))["alone"]
+        if not alone:
+            raise  # the target runs: it is the head
+        found = _in_torch(source, target, converted, options, prompts)
+        unproven = f"that vLLM serves it, which cannot run the target here ({alone})"
+        return replace(found, not_proven="; ".join(filter(None, (unproven, found.not_proven))))
 
 
 def _dequantised(
@@ -150,24 +165,28 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _in_torch(source: Source, target: Target, converted: Path, options: Options, prompts: Path | None) -> Verification:
+    """With the target's own states, or with random ones where it cannot be run."""
     _, reading = understand(source, target, options)
     head = reading.reference(target)
-    observer = Observer(target)
-    texts = observer.answer(prompts_for(observer, read_turns(prompts)), 32)
+    observer: Observer | StandIn
+    unproven = ""
+    try:
+        observer = Observer(target)
+        texts = observer.answer(prompts_for(observer, read_turns(prompts)), 32)
+    except TargetNotRun as error:
+        observer = StandIn(target)
+        texts = observer.texts()
+        unproven = f"how it drafts for the target (random states stood in: {error.found})"
     embedding, lm_head = target.embedding.load().float(), target.lm_head.load().float()
     steps = min(4, reading.config.max_draft_tokens or 4)
-    drafted = [
-        Drafted(tokens, at)
-        for tokens, at in _drafts(
-            read_written(converted, embedding, lm_head), observer, [t.tokens for t in texts], steps
-        )
-    ]
-    figures = compare(head, observer, drafted, steps, TOLERANCE[torch.float32])
-    return judged(figures, "torch", torch.float32)
+    written = read_written(converted, embedding, lm_head)
+    drafted = [Drafted(tokens, at) for tokens, at in _drafts(written, observer, [t.tokens for t in texts], steps)]
+    found = judged(compare(head, observer, drafted, steps, TOLERANCE[torch.float32]), "torch", torch.float32)
+    return replace(found, not_proven=unproven)
 
 
 @torch.inference_mode()
-def _drafts(head: Any, observer: Observer, texts: list[list[int]], steps: int) -> Any:
+def _drafts(head: Any, observer: Observer | StandIn, texts: list[list[int]], steps: int) -> Any:
     """What a reference head drafts from every position of some texts, with its logits."""
     from ...reference import unroll
     from ..doctor.agreement import handed_over
@@ -182,8 +201,12 @@ def _drafts(head: Any, observer: Observer, texts: list[list[int]], steps: int) -
         yield tokens, {p: (drafts[p], logits[p]) for p in range(len(drafts))}
 
 
-def _in_vllm(job: Job) -> Verification:
-    """In a process of its own: vLLM's memory and talk go with it."""
+class BrokenOff(HeadError):
+    """The process with vLLM gave no answer."""
+
+
+def _answer(job: Job) -> dict[str, Any]:
+    """Of a process of its own: vLLM's memory and talk go with it."""
     environment = dict(os.environ)
     if not job.needs_plugin:
         environment["VLLM_PLUGINS"] = ""  # stock vLLM by itself must serve it
@@ -196,15 +219,18 @@ def _in_vllm(job: Job) -> Verification:
         )  # fmt: skip
         if not answered.exists():
             lines = [line for line in done.stderr.splitlines() if line.strip()]
-            raise HeadError(
-                f"verification in vLLM broke off: {lines[-1][:300] if lines else f'exit code {done.returncode}'}",
+            said = lines[-1][:300] if lines else f"exit code {done.returncode}"
+            if job.alone:
+                return {"alone": said}
+            raise BrokenOff(
+                f"verification in vLLM broke off: {said}",
                 "The converted head was to draft there",
                 "Pass --no-verify to convert without it",
             )
         result = json.loads(answered.read_text(encoding="utf-8"))
     if "error" in result:
-        raise HeadError(*result["error"])
-    return Verification(**result)
+        raise (TargetNotRun if result["not_run"] else HeadError)(*result["error"])
+    return result
 
 
 def _told(options: Options) -> dict[str, Any]:

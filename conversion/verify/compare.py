@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...reference import ReferenceHead, unroll
 from ...targets.observer import Observer
+from ...targets.stand_in import StandIn
 from ..doctor.agreement import handed_over
 
 #: Mean difference of logits, against their spread, up to which two heads are one: rounding alone, in fp32
@@ -67,7 +68,7 @@ def layers_of(head: ReferenceHead) -> set[int]:
 
 @torch.inference_mode()
 def compare(
-    head: ReferenceHead, observer: Observer, drafted: Sequence[Drafted], steps: int, tolerance: float
+    head: ReferenceHead, observer: Observer | StandIn, drafted: Sequence[Drafted], steps: int, tolerance: float
 ) -> Figures:
     """`head` against what was drafted, fed the same tokens at every step."""
     figures = Figures(steps)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,47 +64,72 @@ class Watch:
         return self._top(features)
 
 
-def draft(
-    target: Path, head: Path, speculative: dict[str, Any], prompts: Sequence[list[int]], positions: int,
-    dtype: str, context: int, ids: Tensor | None,
-) -> list[Drafted]:  # fmt: skip
-    """What vLLM drafts with `head` behind `prompts`, from at least `positions` positions where texts can be so long."""
+def runs_alone(target: Path, dtype: str, context: int) -> str:
+    """Why vLLM cannot run the target here, with no head at all; empty if it can."""
+    try:
+        with _engine(target, dtype, min(context, 64), 1) as llm:
+            from vllm import SamplingParams, TokensPrompt
+
+            llm.generate([TokensPrompt(prompt_token_ids=[1, 2])], SamplingParams(max_tokens=2, detokenize=False), use_tqdm=False)  # fmt: skip
+    except Exception as error:  # an engine's start can fail in any way
+        return " ".join(str(error).split())[:200] or type(error).__name__
+    return ""
+
+
+@contextmanager
+def _engine(target: Path, dtype: str, longest: int, requests: int, **settings: Any) -> Iterator[Any]:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    from vllm import LLM, SamplingParams, TokensPrompt
+    from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    longest = min(context, max(map(len, prompts)) + _ROUND * _ROUNDS)
     llm = LLM(
-        str(target), dtype=dtype, max_model_len=longest, max_num_seqs=len(prompts), enforce_eager=True, seed=0,
+        str(target), dtype=dtype, max_model_len=longest, max_num_seqs=requests, enforce_eager=True, seed=0,
         max_num_batched_tokens=max(longest, 2048), skip_tokenizer_init=True, enable_prefix_caching=False,
-        disable_log_stats=True, speculative_config={"model": str(head), **speculative},
+        disable_log_stats=True, **settings,
     )  # fmt: skip
     try:
-        watch = Watch(llm, ids)
-        params = SamplingParams(temperature=0.0, max_tokens=_ROUND, ignore_eos=True, detokenize=False)
-        texts, drafted, count = [list(p) for p in prompts], [], 0
-        for _ in range(_ROUNDS):
-            texts = [t for t in texts if len(t) + _ROUND < longest]
-            if count >= positions or not texts:
-                break
-            watch.seen.clear()
-            outputs = llm.generate([TokensPrompt(prompt_token_ids=t) for t in texts], params, use_tqdm=False)
-            known = {o.request_id: len(t) for o, t in zip(outputs, texts, strict=True)}
-            texts = [t + list(o.outputs[0].token_ids) for o, t in zip(outputs, texts, strict=True)]
-            for output, text in zip(outputs, texts, strict=True):
-                # In the middle of a prompt the runner drafts behind a token that is not the next one.
-                at = {
-                    position: found
-                    for (request, position), found in watch.seen.items()
-                    if request.split("-")[0] == output.request_id and position >= known[output.request_id] - 1
-                }
-                drafted.append(Drafted(text, at))
-                count += len(at)
-        return drafted
+        yield llm
     finally:
         llm.llm_engine.engine_core.shutdown()
         del llm
         cleanup_dist_env_and_memory()
         gc.collect()
+
+
+def draft(
+    target: Path, head: Path, speculative: dict[str, Any], prompts: Sequence[list[int]], positions: int,
+    dtype: str, context: int, ids: Tensor | None,
+) -> list[Drafted]:  # fmt: skip
+    """What vLLM drafts with `head` behind `prompts`, from at least `positions` positions where texts can be so long."""
+    longest = min(context, max(map(len, prompts)) + _ROUND * _ROUNDS)
+    speculation = {"model": str(head), **speculative}
+    with _engine(target, dtype, longest, len(prompts), speculative_config=speculation) as llm:
+        return _watched(llm, prompts, positions, longest, ids)
+
+
+def _watched(llm: Any, prompts: Sequence[list[int]], positions: int, longest: int, ids: Tensor | None) -> list[Drafted]:
+    from vllm import SamplingParams, TokensPrompt
+
+    watch = Watch(llm, ids)
+    params = SamplingParams(temperature=0.0, max_tokens=_ROUND, ignore_eos=True, detokenize=False)
+    texts, drafted, count = [list(p) for p in prompts], [], 0
+    for _ in range(_ROUNDS):
+        texts = [t for t in texts if len(t) + _ROUND < longest]
+        if count >= positions or not texts:
+            break
+        watch.seen.clear()
+        outputs = llm.generate([TokensPrompt(prompt_token_ids=t) for t in texts], params, use_tqdm=False)
+        known = {o.request_id: len(t) for o, t in zip(outputs, texts, strict=True)}
+        texts = [t + list(o.outputs[0].token_ids) for o, t in zip(outputs, texts, strict=True)]
+        for output, text in zip(outputs, texts, strict=True):
+            # In the middle of a prompt the runner drafts behind a token that is not the next one.
+            at = {
+                position: found
+                for (request, position), found in watch.seen.items()
+                if request.split("-")[0] == output.request_id and position >= known[output.request_id] - 1
+            }
+            drafted.append(Drafted(text, at))
+            count += len(at)
+    return drafted

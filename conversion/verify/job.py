@@ -36,6 +36,8 @@ class Job:
     method: str
     speculative: dict[str, Any]
     needs_plugin: bool
+    #: Only whether vLLM runs the target, without any head.
+    alone: bool = False
 
     def told(self) -> Options:
         """The options as they were."""

@@ -12,11 +12,12 @@ import torch
 
 from ...errors import HeadError
 from ...targets.observer import Observer, read_turns
-from ...targets.target import read_target
+from ...targets.running import TargetNotRun
+from ...targets.target import Target, read_target
 from ..understand import open_source, understand
 from .check import Verification, judged
 from .compare import TOLERANCE, compare
-from .engine import draft
+from .engine import draft, runs_alone
 from .job import POSITIONS, Job, prompts_for
 
 #: Targets with fewer bytes of weights are verified in fp32, where rounding hides nothing.
@@ -30,9 +31,7 @@ def run(job: Job) -> Verification:
     _, reading = understand(source, target, job.told())
     config = reading.config
     steps = min(4, config.max_draft_tokens or 4)
-    size = target.checkpoint.size
-    stored = target.config.dtype or torch.float32
-    precision = torch.float32 if size < _SMALL or stored not in TOLERANCE else stored
+    precision = _precision(target)
     observer = Observer(target, precision)
     prompts = prompts_for(observer, read_turns(None if job.prompts is None else Path(job.prompts)))
     if not prompts:
@@ -54,14 +53,27 @@ def run(job: Job) -> Verification:
     return judged(figures, f"{name} {version}{plugin}", precision)
 
 
+def alone(job: Job) -> str:
+    """Why vLLM cannot run the target by itself; empty if it can."""
+    target = read_target(job.target)
+    dtype = str(_precision(target)).removeprefix("torch.")
+    return runs_alone(target.folder, dtype, target.config.max_position_embeddings or 2048)
+
+
+def _precision(target: Target) -> torch.dtype:
+    stored = target.config.dtype or torch.float32
+    return torch.float32 if target.checkpoint.size < _SMALL or stored not in TOLERANCE else stored
+
+
 def main() -> None:
     """Answer the job; a `HeadError` is an answer too."""
     asked, answered = map(Path, sys.argv[1:])
     result: dict[str, Any]
     try:
-        result = asdict(run(Job(**json.loads(asked.read_text(encoding="utf-8")))))
+        job = Job(**json.loads(asked.read_text(encoding="utf-8")))
+        result = {"alone": alone(job)} if job.alone else asdict(run(job))
     except HeadError as error:
-        result = {"error": [error.found, error.expected, error.action]}
+        result = {"error": [error.found, error.expected, error.action], "not_run": isinstance(error, TargetNotRun)}
     answered.write_text(json.dumps(result), encoding="utf-8")
 
 

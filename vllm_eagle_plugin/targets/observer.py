@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from ..errors import HeadError, UsageError
 from .prompts import ChatFrame, encode_turn, file_turns
+from .running import decoder_of, load_model
 from .target import Target
 
 #: Temperature at which the target writes prompts for itself.
@@ -55,16 +56,8 @@ class Observer:
 
     @cached_property
     def model(self) -> Any:
-        """The target itself, loaded when it is first asked."""
-        try:
-            model: Any = AutoModelForCausalLM.from_pretrained(self.target.folder, dtype=self._dtype or "auto")
-        except (OSError, ValueError, RuntimeError) as error:
-            raise HeadError(
-                f"the target {self.target.name} cannot be loaded: {' '.join(str(error).split())[:300]}",
-                "Measuring a head needs a target that transformers can run",
-                "Check --target",
-            ) from None
-        return model.to(self.device).eval().requires_grad_(False)
+        """The target itself, loaded when it is first asked; raises `TargetNotRun`."""
+        return load_model(self.target, self._dtype).to(self.device)
 
     @property
     def context(self) -> int:
@@ -122,7 +115,7 @@ class Observer:
         )
         try:
             for rows in ids.split(max(1, _AT_ONCE // ids.shape[1])):
-                out = self.model.base_model(rows.to(self.device), output_hidden_states=True, use_cache=False)
+                out = decoder_of(self.model)(rows.to(self.device), output_hidden_states=True, use_cache=False)
                 for layer in wanted - {count}:
                     kept[layer].append(out.hidden_states[layer])
                 last.append(out.last_hidden_state)
@@ -134,7 +127,7 @@ class Observer:
 
     def _last_layer(self) -> nn.Module:
         """The last decoder layer: the end of the list that is as long as the target is deep."""
-        for module in self.model.base_model.modules():
+        for module in decoder_of(self.model).modules():
             if isinstance(module, nn.ModuleList) and len(module) == self.target.num_layers:
                 return module[-1]
         raise HeadError(

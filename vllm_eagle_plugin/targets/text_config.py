@@ -72,7 +72,7 @@ def read_text_config(folder: Path, name: str) -> TextConfig:
     Raises:
         HeadError: there is none, or it describes no language model.
     """
-    raw = _raw(folder, name)
+    raw = read_raw(folder, name)
     whole = known_config(folder, raw, name)
     inner: Any = raw if whole is None else whole.get_text_config(decoder=True)
     get = _reader(_innermost(inner))
@@ -123,7 +123,8 @@ def model_class(architecture: str) -> type[PreTrainedModel] | None:
     return found if isinstance(found, type) and issubclass(found, PreTrainedModel) else None
 
 
-def _raw(folder: Path, name: str) -> dict[str, Any]:
+def read_raw(folder: Path, name: str) -> dict[str, Any]:
+    """The object in config.json, or in Mistral's params.json."""
     file = next((f for f in (folder / "config.json", folder / "params.json") if f.is_file()), folder / "config.json")
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
