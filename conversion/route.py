@@ -9,6 +9,7 @@ from ..configs import Eagle3Config, EagleConfig, HeadConfig, TransformerHeadConf
 from ..errors import HeadError
 from ..targets.stored import Stored
 from ..targets.target import Target
+from .installed import known_vllm
 from .quantised import DEQUANTISE, Quantised, check_whole, written_parts
 from .reading import Reading
 
@@ -30,7 +31,12 @@ class Layout:
 
 
 def choose_layout(reading: Reading, target: Target) -> Layout:
-    """Stock where possible, so that the result serves without the plugin too."""
+    """Stock where possible, so that the result serves without the plugin too.
+
+    Raises:
+        HeadError: the installed vLLM serves no such head for this target.
+    """
+    _check_target(reading, target)
     layout = _choose(reading, target)
     if not any(isinstance(tensor, Quantised) for tensor in layout.tensors.values()):
         return layout
@@ -73,14 +79,40 @@ def _choose(reading: Reading, target: Target) -> Layout:
     return Layout(config, reading.tensors, True, f"stock vLLM lacks: {', '.join(obstacles)}")
 
 
+def aux_refusal(config: HeadConfig, target: Target) -> str:
+    """Why vLLM hands an EAGLE-3 head nothing of this target; empty if it does, or does not know the target."""
+    reads_aux = isinstance(config, Eagle3Config) and config.use_aux_hidden_state
+    if reads_aux and known_vllm().hands_over_aux(target.config.architecture) is False:
+        return f"{target.config.architecture} has no SupportsEagle3: it hands no hidden states of its layers over"
+    return ""
+
+
+def qwen3(config: HeadConfig) -> bool:
+    """Whether a head is for vLLM's class with q/k norms, where q, k and v may have biases and o has none."""
+    return isinstance(config, Eagle3Config) and config.qk_norm and not config.o_bias
+
+
+def _check_target(reading: Reading, target: Target) -> None:
+    refusal, host = aux_refusal(reading.config, target), known_vllm()
+    if refusal and host.installed:
+        raise HeadError(
+            f"{host} serves no EAGLE-3 head for the target {target.name}: its {refusal}",
+            "An EAGLE-3 head reads them",
+            "Train a head that reads the last hidden state (vllm-eagle train, eagle1 or feature), or use a vLLM whose "
+            "class has it",
+        )
+    if refusal:
+        reading.notes.append(f"{host} would not serve it: {refusal}; a later version may")
+
+
 def stock_obstacles(config: HeadConfig, target: Target) -> list[str]:
-    """What keeps `EagleLlamaForCausalLM` or `Eagle3LlamaForCausalLM` from computing this head."""
+    """What keeps `EagleLlamaForCausalLM`, `Eagle3LlamaForCausalLM` and `Eagle3Qwen3ForCausalLM` from computing it."""
     if not isinstance(config, TransformerHeadConfig):
         return ["heads without attention"]
     lacks = {
         "fc.bias": config.fc_bias,
-        "q/k/v biases of their own": config.qkv_bias or config.o_bias or config.mlp_bias,
-        "q/k norms": config.qk_norm,
+        "q/k/v biases of their own": config.o_bias or config.mlp_bias or (config.qkv_bias and not qwen3(config)),
+        "q/k norms": config.qk_norm and not qwen3(config),
         "embedding scaling": config.embed_scale != 1.0,
         f"the activation {config.hidden_act}": config.hidden_act != "silu",
         "RoPE of this kind over the target's whole length": not _stock_rope(config, target),
@@ -121,8 +153,8 @@ def _stock_rope(config: TransformerHeadConfig, target: Target) -> bool:
 def _stock_config(config: TransformerHeadConfig) -> dict[str, Any]:
     rope = dict(config.rope_parameters or {})
     written: dict[str, Any] = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": ["Qwen3ForCausalLM" if qwen3(config) else "LlamaForCausalLM"],
+        "model_type": "qwen3" if qwen3(config) else "llama",
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -153,6 +185,8 @@ def _stock_config(config: TransformerHeadConfig) -> dict[str, Any]:
                 "sliding_window": config.sliding_window,
                 "layer_types": ["sliding_attention"] * config.num_hidden_layers,
             }
+        if qwen3(config):
+            written |= {"attention_bias": config.qkv_bias, "use_sliding_window": config.sliding_window is not None}
         if config.parallel_drafting:
             written |= {"pard_token": config.mask_token_id, "parallel_drafting": True}
     return written

@@ -9,62 +9,70 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from ..configs import AttentionFreeConfig, Eagle3Config, TransformerHeadConfig
 from ..targets.target import Target
 from .aux_layers import KEY, default_layers
 from .described import Described
+from .installed import KnownVllm, known_vllm
 from .reading import Reading
 from .renaming import LEFT_OUT
 from .rope import DEFAULT_THETA
+from .route import aux_refusal
 from .source import Source
 
-VERSION = "0.32"
-#: Architectures of draft heads that its registry resolves, once it has put `Eagle` or `Eagle3` in front.
-_EAGLE = {"LlamaForCausalLM", "MistralForCausalLM", "Llama4ForCausalLM", "MiniCPMForCausalLM", "CohereForCausalLM"}
-_EAGLE3 = {
-    "LlamaForCausalLM", "Qwen3ForCausalLM", "MiniMaxM2ForCausalLM", "Qwen2_5vlForCausalLM", "Qwen3vlForCausalLM",
-    "Eagle3LlamaForCausalLM", "LlamaForCausalLMEagle3", "Eagle3Qwen3ForCausalLM", "PEagleDraftModel",
-    "PeagleLlamaForCausalLM", "PeagleQwen3ForCausalLM", "Eagle3MiniMaxM2ForCausalLM", "Eagle3Qwen2_5vlForCausalLM",
-    "Eagle3Qwen3vlForCausalLM",
-}  # fmt: skip
 _EAGLE_PARTS = ("embed_tokens.", "fc.", "layers.")
 _EAGLE3_PARTS = ("embed_tokens.", "fc.", "fc_norm.", "input_norm.", "layers.", "midlayer.", "norm.", "lm_head.", "d2t", "t2d", "mask_hidden")  # fmt: skip
 
 
+class Outcome(StrEnum):
+    """What comes of a head as it lies there."""
+
+    RUNS = "runs"
+    REFUSES = "refuses"
+    #: It loads without an error, and accepts little.
+    RUINS = "ruins"
+
+
+_WORDS = {
+    Outcome.RUNS: "runs it as it is",
+    Outcome.REFUSES: "refuses it",
+    Outcome.RUINS: "loads it without an error and ruins it",
+}
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """`outcome`: runs, refuses (with its message) or ruins (loads without an error and accepts little)."""
+    """What stock vLLM does, with its message or what goes wrong."""
 
-    outcome: str
+    outcome: Outcome
     reasons: list[str]
+    #: The vLLM that this is said of.
+    host: str
     #: What differs on other platforms, from reading.
     cautions: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        what = {
-            "runs": "runs it as it is",
-            "refuses": "refuses it",
-            "ruins": "loads it without an error and ruins it",
-        }[self.outcome]
         because = f": {'; '.join(self.reasons)}" if self.reasons else ""
-        return f"stock vLLM {VERSION} {what}{because}" + "".join(f" ({caution})" for caution in self.cautions)
+        return f"stock {self.host} {_WORDS[self.outcome]}{because}" + "".join(f" ({c})" for c in self.cautions)
 
 
 def stock_verdict(source: Source, reading: Reading, target: Target) -> Verdict:
     """What stock vLLM would make of `source`, compared with what its reader knows it to mean."""
-    refusals = list(_refusals(source, reading))
+    host = known_vllm()
+    refusals = list(_refusals(source, reading, host)) or [r for r in (aux_refusal(reading.config, target),) if r]
     if refusals:
-        return Verdict("refuses", refusals)
+        return Verdict(Outcome.REFUSES, refusals, str(host))
     assert isinstance(reading.config, TransformerHeadConfig)
     ruins = list(_ruins(source, reading.config, reading, target))
     nested = source.config.inside("eagle_config").layers(KEY) and not source.config.layers(KEY)
     cautions = ["Model Runner V2, the default on CUDA, does not read layer ids in eagle_config"] if nested else []
-    return Verdict("ruins" if ruins else "runs", ruins, cautions)
+    return Verdict(Outcome.RUINS if ruins else Outcome.RUNS, ruins, str(host), cautions)
 
 
-def _refusals(source: Source, reading: Reading) -> Iterator[str]:
+def _refusals(source: Source, reading: Reading, host: KnownVllm) -> Iterator[str]:
     """The first thing it would stumble over."""
     config, top = reading.config, source.config
     stored = sorted({source.stored_names.get(n, n) for n in source.tensors} | set(source.dropped))
@@ -81,7 +89,7 @@ def _refusals(source: Source, reading: Reading) -> Iterator[str]:
         yield "there is no class for heads without attention"
     elif top.get("model_type") == "eagle" and not isinstance(top.get("model"), dict):
         yield "Assertion failed, model should not be None when method is eagle"
-    elif (name := _architecture(top)) and name not in (_EAGLE3 if config.method == "eagle3" else _EAGLE) and not speculators:  # fmt: skip
+    elif (name := _architecture(top)) and not speculators and not host.resolves_draft(config.method, name):
         yield f"Model architectures ['{name}'] are not supported for now"
     else:
         yield from _refused_tensors(source, config, stored)
@@ -99,6 +107,13 @@ def _layers(top: Described) -> Described:
     return top.inside("model") if top.get("model_type") == "eagle" else top
 
 
+def _qwen3_class(top: Described) -> bool:
+    """Whether vLLM takes its class with q/k norms."""
+    if _layers(top).values is not top.values and top.get("model_type") is None:  # speculators' own config
+        return _layers(top).get("model_type") == "qwen3"
+    return _architecture(top) in ("Qwen3ForCausalLM", "Eagle3Qwen3ForCausalLM", "PeagleQwen3ForCausalLM")
+
+
 def _refused_tensors(source: Source, config: Any, stored: list[str]) -> Iterator[str]:
     eagle3 = config.method == "eagle3"
     layers = _layers(source.config)
@@ -110,6 +125,9 @@ def _refused_tensors(source: Source, config: Any, stored: list[str]) -> Iterator
         return
     if source.wrapper:
         yield f"There is no module or parameter named '{source.wrapper}'"
+        return
+    if config.qk_norm and not _qwen3_class(source.config):
+        yield "There is no module or parameter named 'layers.0.self_attn.q_norm'"
         return
     for name in stored:
         known = name.startswith(_EAGLE3_PARTS if eagle3 else _EAGLE_PARTS)
@@ -138,6 +156,8 @@ def _ruins(source: Source, config: TransformerHeadConfig, reading: Reading, targ
     if (described.get("attention_bias") or described.get("bias")) and not config.o_bias:
         yield "biases of the attention are created and stay uninitialised"
     if isinstance(config, Eagle3Config):
+        if _qwen3_class(top) and not config.qk_norm:
+            yield "q and k are normed, which the head was not trained with"
         yield from _ruined_eagle3(top, config, target)
     dropped = [n for n, why in reading.dropped.items() if why == LEFT_OUT]
     if dropped:

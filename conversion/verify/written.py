@@ -49,8 +49,10 @@ def written_config(described: dict[str, Any], tensors: Mapping[str, Any]) -> Hea
     kind = described.get("model_type")
     if kind in HEAD_CONFIGS:
         return HEAD_CONFIGS[kind].from_dict({k: v for k, v in described.items() if k not in _BESIDES})
-    # Stock vLLM's llama classes: what they make of these keys, not what we meant by them.
+    # Stock vLLM's own classes: what they make of these keys, not what we meant by them.
     common: dict[str, Any] = {name: described[name] for name in _SHARED if name in described}
+    if kind == "qwen3":
+        common |= {"qk_norm": True, "qkv_bias": described.get("attention_bias", False)}
     own = {"own_embedding": "embed_tokens.weight" in tensors, "own_lm_head": "lm_head.weight" in tensors}
     fc = tensors.get("fc.weight")
     if fc is None:

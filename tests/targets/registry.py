@@ -12,9 +12,13 @@ NOT_COMPARED = {
     "DbrxForCausalLM": "its class cannot read the config that it writes",
     "DiffusionGemmaForBlockDiffusion": "writes blocks by diffusion, not one token after another",
     "Ernie4_5_VLMoeForConditionalGeneration": "its shrunken vision tower cannot be built",
+    "Emu3ForConditionalGeneration": "its default config cannot be built",
     "Gemma3nForConditionalGeneration": "its vision tower needs timm",
     "Glm5NextForConditionalGeneration": "its shrunken config is refused",
     "Granite4VisionForConditionalGeneration": "its default config cannot be built",
+    "HunYuanDenseV1ForCausalLM": "its default config cannot be built",
+    "HunYuanMoEV1ForCausalLM": "its default config cannot be built",
+    "HunYuanVLForConditionalGeneration": "its default config cannot be built",
     "Qwen3OmniMoeForConditionalGeneration": "its default config cannot be built",
     "Qwen4ExpForCausalLM": "its default config cannot be built",
     "Qwen4ExpForConditionalGeneration": "its default config cannot be built",
@@ -25,7 +29,8 @@ def registered() -> list[str]:
     """The architectures of the installed vLLM that generate text."""
     from vllm.model_executor.models import registry
 
-    return sorted({**registry._TEXT_GENERATION_MODELS, **registry._MULTIMODAL_MODELS})
+    tables = (registry._TEXT_GENERATION_MODELS, registry._MULTIMODAL_MODELS, registry._TRANSFORMERS_SUPPORTED_MODELS)
+    return sorted(name for table in tables for name in table)
 
 
 def in_transformers(architecture: str) -> bool:
@@ -35,7 +40,7 @@ def in_transformers(architecture: str) -> bool:
 
 #: One of each kind of layout: what a suite of minutes has time for.
 KINDS = (
-    "LlamaForCausalLM", "GPT2LMHeadModel", "BloomForCausalLM", "GPTJForCausalLM", "MambaForCausalLM",
+    "LlamaForCausalLM", "GPT2LMHeadModel", "BloomForCausalLM", "GPTJForCausalLM", "GPTNeoXForCausalLM", "MambaForCausalLM",
     "Gemma4ForCausalLM", "DeepseekV3ForCausalLM", "Qwen3VLForConditionalGeneration", "LlavaForConditionalGeneration",
     "Llama4ForConditionalGeneration", "InternVLForConditionalGeneration", "WhisperForConditionalGeneration",
     "Qwen2AudioForConditionalGeneration", "FalconH1ForCausalLM",

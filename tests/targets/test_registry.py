@@ -18,7 +18,7 @@ from .tiny import HEAD_DIM, PLAIN, VOCAB, WIDTH, save, tiny_model
 COMPARED = [a for a in registered() if in_transformers(a) and a not in NOT_COMPARED]
 #: Whose own class does more between the embedding and its first layer than scale it (positions, norms, convolutions).
 _MORE_THAN_EMBEDDING = {
-    "BloomForCausalLM", "DeepseekV4ForCausalLM", "HYV4ForCausalLM", "FalconMambaForCausalLM", "GPT2LMHeadModel", "Gemma3nForCausalLM", "InklingForCausalLM",
+    "BloomForCausalLM", "DeepseekV4ForCausalLM", "HYV4ForCausalLM", "FalconMambaForCausalLM", "GPTBigCodeForCausalLM", "GPT2LMHeadModel", "Gemma3nForCausalLM", "InklingForCausalLM",
     "InklingForConditionalGeneration", "Mamba2ForCausalLM", "MambaForCausalLM", "MuseGlimmerForConditionalGeneration",
     "OPTForCausalLM",
 }  # fmt: skip

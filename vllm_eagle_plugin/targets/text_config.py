@@ -108,7 +108,10 @@ def known_config(folder: Path, raw: Mapping[str, Any], name: str) -> PretrainedC
         if raw.get("model_type") in CONFIG_MAPPING:
             return AutoConfig.from_pretrained(folder, trust_remote_code=False)
         model = model_class(_architecture(raw))
-        return None if model is None else model.config_class.from_dict(dict(raw))
+        if model is None:
+            return None
+        own = model.config_class
+        return own.from_dict({**raw, "model_type": own.model_type})  # by which weights are renamed and stacked
     except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         raise HeadError(
             f"the target {name} has no usable config.json: {' '.join(str(error).split())}",
@@ -209,7 +212,7 @@ def _tied(get: Callable[[str], Any], outer: Callable[[str], Any]) -> bool | None
 def _scales(get: Callable[[str], Any], width: int | None) -> dict[str, Any]:
     """Factors on embeddings and logits, which families call by different names."""
     embed = next((v for n in ("embedding_multiplier", "scale_emb") if _number(v := get(n))), 1.0)
-    if str(get("model_type")).startswith("gemma"):
+    if "gemma" in str(get("model_type")):
         embed = float(width or 1) ** 0.5
     logit = next((v for n in ("logit_scale", "lm_head_multiplier") if _number(v := get(n))), 1.0)
     for divisor in ("logits_scaling", "logits_mup_width_multiplier"):
