@@ -14,6 +14,10 @@ ARCHITECTURES = {
     "Eagle3TransformerForCausalLM": "vllm_eagle_plugin.serving.models.eagle3:Eagle3TransformerForCausalLM",
 }
 
+#: Functions that say which class is to stand in for the proposer of vLLM's V1 runner, from the most special: each takes
+#: a `VllmConfig`, and the first answer that is not None counts.
+PROPOSERS = ("vllm_eagle_plugin.tree:proposer_class", "vllm_eagle_plugin.serving.proposer_v1:proposer_class")
+
 
 def __getattr__(name: str) -> Any:
     """`TreeWorker`, for vLLM's `--worker-cls`; made for the platform it finds, when asked for."""

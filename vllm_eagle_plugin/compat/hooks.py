@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -15,6 +16,12 @@ from .problems import guarded
 
 #: Attribute of whatever has been hooked already.
 MARK = "_vllm_eagle_plugin"
+
+
+def named(path: str) -> Any:
+    """What "module:name" names, imported now."""
+    module, name = path.split(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def when_imported(name: str, hook: Callable[[ModuleType], None]) -> None:

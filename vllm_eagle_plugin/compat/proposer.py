@@ -5,8 +5,9 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+from .. import PROPOSERS
 from ..errors import HeadError
-from .hooks import MARK
+from .hooks import MARK, named
 from .symbols import CHAINS_V1, missing, parameters_in
 
 
@@ -24,9 +25,7 @@ def hook_eagle_proposer(module: ModuleType) -> None:
 
     def __new__(cls: type, vllm_config: Any = None, *args: Any, **kwargs: Any) -> Any:
         if cls is proposer:
-            from ..serving.proposer_v1 import proposer_class
-
-            cls = proposer_class(vllm_config) or cls
+            cls = next(filter(None, (named(path)(vllm_config) for path in PROPOSERS)), cls)
         return original_new(cls) if original_new is object.__new__ else original_new(cls, vllm_config, *args, **kwargs)
 
     proposer.__new__ = __new__

@@ -16,7 +16,6 @@ from ..compat.running import sampled_rows
 from ..configs import AttentionFreeConfig
 from ..preflight import draft_config, is_ours
 from ..record import Proposal, observers, record_to_file
-from ..tree import asks_for_trees
 from .target_weights import check_target, language_model, share_embedding, share_lm_head
 
 
@@ -24,10 +23,6 @@ def proposer_class(vllm_config: Any) -> type[EagleProposer] | None:
     """The proposer for the head in `vllm_config`, or None if it is none of ours."""
     config = draft_config(vllm_config)
     attention_free = isinstance(getattr(config, "model", None), AttentionFreeConfig)
-    if asks_for_trees(vllm_config):
-        from ..tree.draft_v1 import TreeAttentionFreeProposer, TreeHeadProposer
-
-        return TreeAttentionFreeProposer if attention_free else TreeHeadProposer
     if attention_free:
         return AttentionFreeProposer
     return HeadProposer if is_ours(config) else None

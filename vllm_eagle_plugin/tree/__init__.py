@@ -16,3 +16,12 @@ def section(additional_config: Any) -> Any:
 def asks_for_trees(vllm_config: Any) -> bool:
     """Whether any piece of a `VllmConfig` is there that only trees or adaptive length need."""
     return section(vllm_config.additional_config) is not None or vllm_config.parallel_config.worker_cls == WORKER
+
+
+def proposer_class(vllm_config: Any) -> type | None:
+    """The proposer of the V1 runner that drafts trees; None where none are asked for."""
+    if not asks_for_trees(vllm_config):
+        return None
+    from .draft_v1 import proposer_class
+
+    return proposer_class(vllm_config)

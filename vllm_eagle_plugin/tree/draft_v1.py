@@ -13,6 +13,7 @@ from vllm.forward_context import set_forward_context
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
 from ..serving.proposer_v1 import AttentionFreeProposer, HeadProposer, sampled_rows
+from ..serving.proposer_v1 import proposer_class as serving_class
 from . import observe
 from .attention import attach, drafting
 from .backlog import Backlog
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
     Base = HeadProposer
 else:
     Base = object
+
+
+def proposer_class(vllm_config: Any) -> type:
+    """The one for the head in `vllm_config`."""
+    chains = serving_class(vllm_config)
+    return TreeAttentionFreeProposer if chains is AttentionFreeProposer else TreeHeadProposer
 
 
 class Root(NamedTuple):
