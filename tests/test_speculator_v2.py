@@ -112,6 +112,14 @@ def test_nothing_asks_the_device(served):
         drafts.tolist()
 
 
+def test_memory_is_profiled_before_there_are_graphs(served):
+    """vLLM's first run is a dummy one, of all the requests that fit."""
+    running, _ = served
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running.runner.speculator, "graphs", None)
+        running.runner.profile_run()
+
+
 def test_fewer_drafts_on_demand(served):
     """Dynamic speculation asks for fewer from step to step, down to none."""
     running, target = served

@@ -111,6 +111,7 @@ class AttentionFreeSpeculator(HeadDrafting):
         self.hidden = torch.zeros(requests, self.hidden_size, dtype=self.dtype, device=device)
         self.tokens, self.previous, self.positions = torch.zeros(3, requests, dtype=torch.int64, device=device)
         self.steps = torch.arange(steps, device=device)
+        self.graphs: CudaGraphManager | None = None  # none yet while vLLM profiles memory
 
     def set_attn(self, *args: Any, **kwargs: Any) -> None:
         self.attn_groups: list[Any] = []  # read by the runner
@@ -124,6 +125,7 @@ class AttentionFreeSpeculator(HeadDrafting):
         def prepare(desc: BatchExecutionDescriptor, warmup: bool) -> Any:
             return lambda mode: self._draft(desc.num_reqs, self.num_speculative_steps)
 
+        assert self.graphs is not None
         self.idx_mapping.fill_(-1)
         self.graphs.capture(prepare, progress_bar_desc="Capturing draft CUDA graphs")
 
@@ -157,14 +159,21 @@ class AttentionFreeSpeculator(HeadDrafting):
         self.previous[:requests] = input_batch.input_ids[row]
         self.tokens[:requests] = next_tokens(input_batch, num_sampled, last_sampled, next_prefill_tokens)
         self.positions[:requests] = input_batch.positions[row] + 1  # of the token before the first draft
-        batch = self.graphs.dispatch(requests, requests, uniform_token_count=1, num_active_loras=0)
-        if batch.cg_mode == CUDAGraphMode.FULL:
-            self.graphs.run_fullgraph(batch)
-        else:
+        if not self._replay(requests):
             self._draft(requests, wanted)
         if observers and not dummy_run:
             _report(input_batch, row, self.tokens[:requests], drafts[:, :wanted])
         return drafts
+
+    def _replay(self, requests: int) -> bool:
+        """Draft with a captured graph, if there is one for so many requests."""
+        if self.graphs is None:
+            return False
+        batch = self.graphs.dispatch(requests, requests, uniform_token_count=1, num_active_loras=0)
+        if batch.cg_mode != CUDAGraphMode.FULL:
+            return False
+        self.graphs.run_fullgraph(batch)
+        return True
 
     def _draft(self, rows: int, steps: int) -> None:
         """Fill `draft_tokens` [:rows, :steps] from what the buffers hold."""
