@@ -91,6 +91,12 @@ def test_prompts_divided_among_ranks():
     preflight.check_v2(config)
 
 
+@pytest.mark.parametrize("name", ["surgery-own-embedding", "eagle-own-lm-head"])
+def test_pipelines_on_v1(name, head, targets):
+    options = {"pipeline_parallel_size": 2, "distributed_executor_backend": "mp"}
+    assert_refused(("pipeline parallelism", "V1 model runner"), targets().folder, head(name), 4, options)
+
+
 @pytest.mark.parametrize("name", ["feature", "eagle", "eagle3-shared-lm-head"])
 def test_pipelines_of_heads_that_read_the_targets_embedding(name, head, targets):
     options = {"pipeline_parallel_size": 2, "distributed_executor_backend": "mp"}

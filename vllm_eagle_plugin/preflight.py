@@ -233,6 +233,16 @@ def _refuse_pipeline(head: Head) -> None:
         )
 
 
+def check_v1(vllm_config: Any) -> None:
+    """Refuse what vLLM's V1 model runner cannot do with a head."""
+    if vllm_config.parallel_config.pipeline_parallel_size > 1:
+        raise HeadError(
+            "pipeline parallelism with a draft head on vLLM's V1 model runner",
+            "Its first stage looks for the drafter, which only the last one has",
+            "Use tensor parallelism",
+        )
+
+
 def check_v2(vllm_config: Any) -> None:
     """Refuse what a head of ours cannot do on vLLM's Model Runner V2."""
     attention_free = isinstance(getattr(draft_config(vllm_config), "model", None), AttentionFreeConfig)

@@ -57,9 +57,12 @@ def hook_vllm_config() -> None:
             make_settings(self)
         original(self, *args, **kwargs)
 
-        if preflight.is_ours(preflight.draft_config(self)) and getattr(self, "use_v2_model_runner", False):
-            require_v2_version()
-            preflight.check_v2(self)
+        if preflight.is_ours(preflight.draft_config(self)):
+            if getattr(self, "use_v2_model_runner", False):
+                require_v2_version()
+                preflight.check_v2(self)
+            else:
+                preflight.check_v1(self)
 
         if asks_for_trees(self):
             from ..tree.check import check_drafting
