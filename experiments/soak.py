@@ -109,7 +109,7 @@ def main(
     count: Annotated[int, typer.Option(help="Different things to ask.")] = 120,
     longest: options.Longest = 96,
     longest_prompt: options.LongestPrompt = 600,
-    clients: Annotated[int, typer.Option(min=2, help="At the same time; one of them wants structured output.")] = 12,
+    clients: Annotated[int, typer.Option(min=2, help="At a time; one wants structured output.")] = 12,
     hanging_up: Annotated[float, typer.Option(help="Share of requests whose client hangs up.")] = 0.1,
     leak: Annotated[float, typer.Option(help="MiB per minute after warm-up that count as a leak.")] = 1.0,
     control: Annotated[bool, typer.Option("--control", help="Take off what plain decoding's memory grows.")] = False,
@@ -126,8 +126,7 @@ def main(
     serving, log = flags(engine_settings(longest_prompt + longest + 8)), logs / "trees.log"
     entries = build(read_prompts(prompts), AutoTokenizer.from_pretrained(target), count, longest_prompt, seed)
     patient: dict[str, Any] = {"start_seconds": START_SECONDS, "settings": ALLOCATOR}
-    as_sampled = ("--logprobs-mode", "processed_logprobs")
-    with serve(target, logs / "plain.log", *serving, *as_sampled, **patient) as server:
+    with serve(target, logs / "plain.log", *serving, "--logprobs-mode", "processed_logprobs", **patient) as server:
         asking = Clients(server, target)
         plain = answer_plainly(asking, entries, longest, clients)
         console.print(f"plain decoding has answered {len(plain)} of {len(entries)} requests; the others are not seeded")
