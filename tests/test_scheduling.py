@@ -63,6 +63,27 @@ def test_tensor_parallel(name, served):
         assert_exact(running, target, 4)
 
 
+@pytest.mark.v2_only
+@pytest.mark.parametrize("name", ["feature"])
+def test_asynchronous_scheduling(name, served, monkeypatch):
+    """The next step is scheduled before this one's tokens are known. vLLM leaves it out on a CPU, so it is put back."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    update = CpuPlatform.check_and_update_config.__func__
+
+    def keep(cls, config):
+        update(cls, config)
+        config.scheduler_config.async_scheduling = True
+
+    monkeypatch.setattr(CpuPlatform, "check_and_update_config", classmethod(keep))
+    target, head = served(name)
+    with engine(target.folder, head) as running:
+        core = running.llm.llm_engine.engine_core.engine_core
+        assert type(core.scheduler).__name__ == "AsyncScheduler"
+        assert core.batch_queue is not None
+        assert_exact(running, target, 4)
+
+
 @pytest.mark.parametrize("name", ["feature", "eagle3-reduced"])
 def test_near_the_end_of_the_context(name, served):
     """Drafting stops where it no longer fits, the output goes on to the last token."""
