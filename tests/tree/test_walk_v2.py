@@ -131,7 +131,7 @@ def test_eight_thousand_walks_follow_the_target(exact, sampler):
     # Of the first token there are as many as samples: the likeliest three points too likely is noticed.
     assert deviations(exact, roots, paths, planted=0.03)[0] > 4
     rows = (step.logit[:, None] + paths.nodes).flatten()
-    assert torch.equal(processed, logits[rows])
+    assert torch.equal(processed(paths), logits[rows])
 
 
 def test_level_by_level_the_walk_is_the_same(exact, sampler):
@@ -144,7 +144,7 @@ def test_level_by_level_the_walk_is_the_same(exact, sampler):
     assert torch.equal(again.tokens, paths.tokens)
     assert torch.equal(again.counts, paths.counts)
     there = (paths.tokens >= 0).flatten()
-    assert torch.equal(levels[there], processed[there])
+    assert torch.equal(levels(again)[there], processed(paths)[there])
 
 
 def test_processors_that_read_what_came_before(sampler):
@@ -171,3 +171,17 @@ def test_processors_that_read_what_came_before(sampler):
     assert asks(0, 2)
     sampler.logits_processors.append(Own())
     assert asks(0)
+
+
+def test_steps_ask_the_host_for_nothing():
+    """On `meta` tensors, which hold nothing: whoever asks the host for a value gets an error."""
+    from vllm_eagle_plugin.tree.host_v2 import _without
+    from vllm_eagle_plugin.tree.walk_v2 import Step
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.int64, device="meta")
+
+    trees = Trees.of(numbers(3, 6), numbers(3, 6), numbers(3), DEPTH)
+    step = Step(trees, numbers(3), numbers(3), numbers(3), numbers(3))
+    assert step.rows().shape == (3, 7)
+    assert _without(step, numbers(21) > 0).trees.ancestors.shape == (3, 6)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from vllm.config import CUDAGraphMode
+from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
 from vllm.v1.worker.gpu.block_table import PAD_SLOT_ID
 from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor, CudaGraphManager
@@ -70,7 +71,7 @@ class TreeDrafting(HeadDrafting):
 
     def draft_chains(self, chains: np.ndarray) -> None:
         """Of the batch's requests, the next proposal's, which may draft but chains [B] bool."""
-        self._chains[: len(chains)].copy_(torch.from_numpy(chains), non_blocking=True)
+        async_tensor_h2d(chains, out=self._chains[: len(chains)])
 
     def report(self) -> dict[str, Any]:
         """What is drafted, for `TreeWorker.drafting_report`: the same for every request of every step."""
@@ -150,6 +151,7 @@ class _Growing(HeadDrafting, EagleSpeculator):
         finally:
             self.num_speculative_steps = nodes
         self.draft_max_seq_len = self.max_model_len
+        self.idx_mapping.fill_(-1)
 
         def prepare(desc: BatchExecutionDescriptor, warmup: bool) -> Any:
             bounds = torch.full((desc.num_reqs,), self.max_model_len, dtype=torch.int32)

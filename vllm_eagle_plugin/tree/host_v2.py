@@ -209,15 +209,14 @@ class TreeRunnerV2(Base):
         drafts, rows = batch.num_draft_tokens_per_req, batch.num_scheduled_tokens
         verifying = (drafts > 0) & ~batch.is_prefilling_np
         count = int(verifying.sum())
-        if not verifying[:count].all() or (rows != drafts + 1)[:count].any():
+        if not count or not verifying[:count].all() or (rows != drafts + 1)[:count].any():
             return None
-        longest = int(batch.seq_lens_cpu_upper_bound[:count].max()) if count else 0
         return Lead(
             batch.query_start_loc[: count + 1],
             tail.context[:count].int(),
             int(rows[:count].sum()),
             tail.seen.shape[1],
-            longest,
+            int(batch.seq_lens_cpu_upper_bound[:count].max()),
             count == batch.num_reqs,
         )
 

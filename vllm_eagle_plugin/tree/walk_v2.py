@@ -8,6 +8,7 @@ request's path as rows of its own, one behind the other. Nothing here waits for 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,16 +50,15 @@ def verify(sampler: Any, logits: Tensor, batch: Any, step: Step, depth: int) -> 
     """Sample along the trees from logits [rows, V] as plain decoding would. depth: a bound on the trees' depths."""
     requests = batch.idx_mapping_np
     scores = sampler.get_logprobs_dims(requests)
-    if any(_reads_history(processor, requests) for processor in _processors(sampler)):
-        paths, processed = _by_level(sampler, logits, batch, step, depth)
-    else:
-        paths, processed = _at_once(sampler, logits, batch, step, depth)
+    by_level = any(_reads_history(processor, requests) for processor in _processors(sampler))
+    paths, processed = (_by_level if by_level else _at_once)(sampler, logits, batch, step, depth)
     logprobs = None
     if scores is not None:
-        of_path = logits[(step.logit[:, None] + paths.nodes).flatten()]
         slots = batch.idx_mapping[:, None].expand(-1, depth + 1).flatten()
         logprobs = compute_topk_scores(
-            processed if sampler.logprobs_mode in PROCESSED_LOGPROBS_MODES else of_path,
+            processed(paths)
+            if sampler.logprobs_mode in PROCESSED_LOGPROBS_MODES
+            else logits[(step.logit[:, None] + paths.nodes).flatten()],
             scores[0],
             paths.tokens.clamp(min=0).flatten(),
             [*range(0, len(slots) + 1, depth + 1)],
@@ -78,8 +78,11 @@ def verify(sampler: Any, logits: Tensor, batch: Any, step: Step, depth: int) -> 
     return SamplerOutput(paths.tokens, logprobs, nans, sampled, rejected), paths
 
 
-def _at_once(sampler: Any, logits: Tensor, batch: Any, step: Step, depth: int) -> tuple[Paths, Tensor]:
-    """The paths, and [B * (D + 1), V] processed logits along them."""
+#: [B * (D + 1), V] processed logits along paths.
+Processed = Callable[[Paths], Tensor]
+
+
+def _at_once(sampler: Any, logits: Tensor, batch: Any, step: Step, depth: int) -> tuple[Paths, Processed]:
     position, token = batch.positions[batch.logits_indices], batch.input_ids[batch.logits_indices]
     # In pieces: processing copies logits to fp32.
     pieces = [
@@ -96,11 +99,10 @@ def _at_once(sampler: Any, logits: Tensor, batch: Any, step: Step, depth: int) -
     nodes = columns(step.trees.tokens.new_empty(step.trees.tokens.shape[1] + 1))
     at = step.logit[:, None] + nodes * (nodes <= step.scheduled[:, None])
     paths = greedy(step.trees, sampled[at], depth)
-    return paths, processed[(step.logit[:, None] + paths.nodes).flatten()]
+    return paths, lambda paths: processed[(step.logit[:, None] + paths.nodes).flatten()]
 
 
-def _by_level(sampler: Any, logits: Tensor, batch: Any, step: Step, depth: int) -> tuple[Paths, Tensor]:
-    """As `_at_once`."""
+def _by_level(sampler: Any, logits: Tensor, batch: Any, step: Step, depth: int) -> tuple[Paths, Processed]:
     levels: list[Tensor] = []
 
     def sample(node: Tensor, path: Paths) -> Tensor:
@@ -120,7 +122,7 @@ def _by_level(sampler: Any, logits: Tensor, batch: Any, step: Step, depth: int) 
         return tokens.view(shape)[:, -1]
 
     paths = drawn(step.trees, sample, depth)
-    return paths, torch.stack(levels, 1).flatten(0, 1)
+    return paths, lambda paths: torch.stack(levels, 1).flatten(0, 1)
 
 
 def _sample(
