@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tools.check_symbols import Sources
-from vllm_eagle_plugin.compat.symbols import CHAINS_V1, CHAINS_V2, Symbol, missing, parameters_in
+from vllm_eagle_plugin.compat.symbols import CHAINS_V1, CHAINS_V2, TREES_V2, Symbol, missing, parameters_in
 
 MODULES = {
     "host/__init__.py": "from .parts.base import Base as Exported\nfrom .parts import make\n",
@@ -59,7 +59,7 @@ def test_what_is_not_there_or_taken_otherwise(sources):
     ]
 
 
-@pytest.mark.parametrize("symbol", [*CHAINS_V1, *CHAINS_V2], ids=lambda s: s.name)
+@pytest.mark.parametrize("symbol", [*CHAINS_V1, *CHAINS_V2, *TREES_V2], ids=lambda s: s.name)
 def test_sources_say_what_the_imported_modules_say(symbol):
     folder = Path(find_spec("vllm").origin).parents[1]
     imported = parameters_in(importlib.import_module(symbol.module), symbol)

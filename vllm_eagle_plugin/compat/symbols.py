@@ -87,7 +87,6 @@ _SAMPLE_V2 = _V2 + "sample."
 #: `tree.host_v2`, `tree.walk_v2` and `tree.draft_v2`, beside Model Runner V2 and what chains need of it.
 TREES_V2 = (
     Symbol(_RUNNER_V2, "GPUModelRunner.__init__", ("vllm_config", "device")),
-    Symbol(_RUNNER_V2, "GPUModelRunner.load_model"),
     Symbol(_RUNNER_V2, "GPUModelRunner.initialize_kv_cache", ("kv_cache_config",)),
     Symbol(_RUNNER_V2, "GPUModelRunner.add_requests", ("scheduler_output",)),
     Symbol(_RUNNER_V2, "GPUModelRunner.execute_model", ("scheduler_output",)),
@@ -114,9 +113,9 @@ TREES_V2 = (
         ("logits", "num_logprobs", "sampled_token_ids", "cu_num_logits"),
         ("logprob_token_ids_state", "expanded_idx_mapping", "max_per_req_token_ids", "logits_mode"),
     ),
-    Symbol(_SAMPLE_V2 + "penalties", "PenaltiesState"),
-    Symbol(_SAMPLE_V2 + "bad_words", "BadWordsState"),
-    Symbol(_SAMPLE_V2 + "logit_bias", "LogitBiasState"),
+    Symbol(_SAMPLE_V2 + "penalties", "PenaltiesState.apply", ("logits", "ctx")),
+    Symbol(_SAMPLE_V2 + "bad_words", "BadWordsState.apply", ("logits", "ctx")),
+    Symbol(_SAMPLE_V2 + "logit_bias", "LogitBiasState.apply", ("logits", "ctx")),
     Symbol(_V2 + "metrics.logits", "get_num_nans", ("logits",)),
     Symbol(_V2 + "structured_outputs", "grammar_invalid_drafts", ("input_batch",)),
     Symbol(
