@@ -1,5 +1,5 @@
 # make demo and make test set up whatever they need; nothing else is assumed but Python 3.11+ with venv.
-.PHONY: setup demo check test test-extended test-versions lint bench clean
+.PHONY: setup demo check test test-extended test-versions fixtures lint bench clean
 VENV := .venv/bin
 OPENMP := $(abspath .venv/lib/libiomp5.so)
 # The OpenMP runtime that vLLM's CPU backend is built for; without it speculation is much slower.
@@ -38,6 +38,10 @@ test-extended: setup
 test-versions:
 	@tools/sources.sh
 	@tools/versions.sh $(VERSIONS)
+
+# Heads and outputs of the producers' own packages, for tests/test_producers_own.py.
+fixtures: setup
+	@tools/fixtures.sh
 
 lint: setup
 	$(VENV)/ruff check .

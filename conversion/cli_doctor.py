@@ -59,6 +59,9 @@ def verify(
     options: Any,
     prompts: Prompts = None,
     plain: Annotated[bool, typer.Option("--plain", help="In torch alone, also where vLLM is installed.")] = False,
+    against: Annotated[
+        str | None, typer.Option(help="producer: the forward pass of its producer's own package, installed here.")
+    ] = None,
     config: Config = None,
     revision: Revision = None,
     dtype: Annotated[str | None, typer.Option(help="The dtype it was converted to, if one was given.")] = None,
@@ -73,7 +76,7 @@ def verify(
 
     options = replace(options, dtype=dtype)
     with Console(stderr=True).status("verifying"):
-        found = run(head, target, converted, options, prompts, config, revision, plain)
+        found = run(head, target, converted, options, prompts, config, revision, plain, against)
     if as_json:
         print(json.dumps(found.as_json()))
     else:

@@ -60,11 +60,12 @@ def sentence(figures: dict[str, Any]) -> str:
 
 def verify(
     head: str | Path, target: str, converted: Path, options: Options | None = None, prompts: Path | None = None,
-    config: Path | None = None, revision: str | None = None, plain: bool = False,
+    config: Path | None = None, revision: str | None = None, plain: bool = False, against: str | None = None,
 ) -> Verification:  # fmt: skip
     """Compare the head that `convert` wrote to `converted` with the trained one at `head`.
 
-    `plain`: in torch alone, also where vLLM is installed.
+    `plain`: in torch alone, also where vLLM is installed. `against`: `producer` compares with the forward pass of the
+    producer's own package instead.
 
     Raises:
         HeadError: a head, the target or an option is wrong, or the comparison could not be made.
@@ -74,6 +75,8 @@ def verify(
             f"{converted} holds no converted head", "The folder that `vllm-eagle convert` wrote was expected", "Convert the head first"
         )  # fmt: skip
     source = open_source(head, config, revision)
+    if against is not None:
+        return _against(against, source, read_target(target), converted, options or Options(), prompts)
     return verify_source(source, read_target(target), converted, options or Options(), prompts, config, plain)
 
 
@@ -122,6 +125,19 @@ def _dequantised(
         found = verify_source(source, target, Path(folder), told, prompts, config, plain)
     bits = "every tensor is the source's bit by bit, drafts compared with dense weights, quantised kernels not run"
     return replace(found, engine=f"{found.engine}; {bits}")
+
+
+def _against(
+    whom: str, source: Source, target: Target, converted: Path, options: Options, prompts: Path | None
+) -> Verification:
+    if whom != "producer":
+        raise UsageError(f"--against {whom} is not known", "producer was expected", "Correct the option")
+    from .theirs import against_producer
+
+    detection, reading = understand(source, target, options)
+    steps = min(4, reading.config.max_draft_tokens or 4)
+    figures, package = against_producer(detection.reader.name, source, target, converted, prompts, steps)
+    return judged(figures, f"{package}'s own forward pass", torch.float32)
 
 
 def judged(figures: Figures, engine: str, precision: torch.dtype) -> Verification:

@@ -26,6 +26,8 @@ class Drafted:
     tokens: list[int]
     #: Position of the last token whose hidden state the head read: drafts, and their logits [k, Vd].
     at: dict[int, tuple[list[int], Tensor]]
+    #: What later steps were fed, by position [*, k]; None: the drafts.
+    fed: Tensor | None = None
 
 
 @dataclass
@@ -85,7 +87,7 @@ def compare(
         logits = torch.stack([text.at[p][1] for p in at.tolist()])  # [n, k, Vd]
 
         fed = torch.zeros(1, ids.shape[1] - 1, steps, dtype=torch.long)
-        fed[0, at] = theirs
+        fed[0, at] = theirs if text.fed is None else text.fed[at]
         equal = fair = torch.ones(len(at), dtype=torch.bool)
         for step, state in enumerate(unroll(head, ids, hidden, steps, fed=fed)):
             ours = head.logits(state.features[0, at])
