@@ -155,7 +155,8 @@ def verification(done: Conversion, source: Source, options: Options, config: Pat
             raise HeadError(
                 f"the written head does not compute what the trained one does: {found.why} ({found.engine})",
                 "Both must draft the same, token for token",
-                "Nothing was written; please report this head, or pass --no-verify to have it as it is",
+                "Nothing was written: it would be served wrong. If a flag of its config is not what it was trained with, "
+                "`vllm-eagle doctor` measures which; otherwise report this head with this message",
             )
         done.verification.update(found.as_json())
         file = folder / "config.json"

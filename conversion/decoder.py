@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..configs import GATED_ACTIVATIONS
 from ..errors import HeadError
 from ..targets.stored import Stored
 from ..targets.target import Target
@@ -140,7 +141,14 @@ def _activation(described: Described, options: Options) -> str:
             "Draft heads' trainers read hidden_act, and some models' configs have the other",
             f"Pass the activation it was trained with: --set hidden_act={other}, or --set hidden_act=silu",
         )
-    return {"": "silu", "swish": "silu", "gelu_python": "gelu"}.get(says, says)
+    name = {"": "silu", "swish": "silu", "gelu_python": "gelu"}.get(says, says)
+    if name not in GATED_ACTIVATIONS:
+        raise HeadError(
+            f"{described.where} says hidden_act is {says}",
+            f"One of {', '.join(GATED_ACTIVATIONS)} was expected: neither vLLM's classes nor ours compute another",
+            "Train the head with one of these",
+        )
+    return name
 
 
 def _compare_base(intake: Intake, theta: float, target: Target) -> None:

@@ -19,12 +19,11 @@ from .decoder import LayerMeaning, decoder_flags, take_layers
 from .described import Described
 from .embeddings import need_embedding, take_embedding
 from .intake import Intake
+from .lm_head import LmHead, take_lm_head
 from .missing import demand, given_up
 from .options import Options
 from .reading import Reading
 from .source import Source
-from .values import same_weights
-from .vocabulary import take_vocabulary
 
 #: The options that change how these heads are read.
 EAGLE3_OPTIONS = ("rope_theta", "aux_ids", "aux_ids_convention", "d2t")
@@ -37,15 +36,15 @@ class Eagle3Meaning(LayerMeaning):
     #: How its config counts the target's layers; None: its files do not tell.
     convention: str | None = "boundary"
     #: What `norm_output: true` in its config means: the stream behind the norm is fed back (`feedback`, as
-    #: in vLLM), or there is a norm before the lm_head (`norm`, as in SpecForge).
+    #: in vLLM), or there is a norm before the lm_head (`norm`, as in SpecForge), or nothing (`unread`).
     norm_output: str = "feedback"
-    norm_before_residual: bool = False
+    #: Whether its layers read `norm_before_residual`; in the others the residual starts before `hidden_norm`.
+    residual_flag: bool = True
     #: Norms of this producer that a whole head can lack, as its config says: the others are missing tensors.
     optional_norms: tuple[str, ...] = ()
     #: Its list of layers is a set, in any order; hidden states are collected in the order of the layers.
     unordered_ids: bool = False
-    #: Its heads over the whole vocabulary may have no lm_head of their own; the others' always have one.
-    borrows_lm_head: bool = False
+    lm_head: LmHead = LmHead.OWN
 
 
 def read_eagle3(
@@ -74,7 +73,7 @@ def read_eagle3(
         )
     own_embedding = take_embedding(intake, "embed_tokens.weight", target, width)
     need_embedding(intake, target, width)
-    head = _take_lm_head(intake, top, options, target, width, meaning)
+    head = take_lm_head(intake, top, options, target, width, meaning.lm_head)
     if fusion["use_aux_hidden_state"]:
         fusion["eagle_aux_hidden_state_layer_ids"] = aux_layers(
             intake, top, options, target, fusion["num_aux_hidden_states"], meaning.convention, meaning.unordered_ids
@@ -88,7 +87,7 @@ def read_eagle3(
         input_norm="layers.0.input_layernorm.weight" in intake.taken,
         hidden_norm=hidden_norm,
         output_norm=output_norm,
-        norm_before_residual=_nested_flag(top, "norm_before_residual", meaning.norm_before_residual),
+        norm_before_residual=bool(meaning.residual_flag and _nested_flag(top, "norm_before_residual", False)),
         feedback=_feedback(intake, top, meaning, output_norm),
         **fusion,
         **parallel,
@@ -228,47 +227,9 @@ def _check_width(intake: Intake, target: Target, width: int, fused: bool) -> Non
         )
 
 
-def _take_lm_head(
-    intake: Intake, top: Described, options: Options, target: Target, width: int, meaning: Eagle3Meaning
-) -> dict[str, Any]:
-    if "lm_head.weight" not in intake:
-        dropped = given_up(intake.source, "lm_head.weight")
-        rows = intake.look("d2t").shape[0] if "d2t" in intake else target.vocab_size
-        if rows != target.vocab_size and width == target.hidden_size and dropped:
-            take_vocabulary(intake, options, target, rows)
-            ids = torch.arange(rows) + intake.taken["d2t"].load()
-            intake.put("lm_head.weight", target.lm_head.load()[ids].clone())
-            intake.note(f"lm_head cut from the target's for the {rows} draft tokens")
-            return {"own_lm_head": True, "draft_vocab_size": rows}
-        if rows != target.vocab_size or width != target.hidden_size:
-            raise HeadError(
-                f"lm_head.weight is missing, and the head drafts {rows} tokens from {width} wide states",
-                "Only a head over the whole vocabulary, as wide as its target, can use the target's lm_head",
-                "Export it with lm_head.weight",
-            )
-        if not (meaning.borrows_lm_head or dropped):
-            raise HeadError(
-                "lm_head.weight is missing",
-                "Heads of this producer have an lm_head of their own, whatever their vocabulary",
-                "Export the head again, whole; if it was trained with the target's lm_head, save a copy of it there",
-            )
-        intake.note("drafts with the target's lm_head")
-        take_vocabulary(intake, options, target, rows)
-        return {"own_lm_head": False}
-    lm_head = intake.look("lm_head.weight", (None, width))
-    rows = lm_head.shape[0]
-    if top.get("draft_vocab_size", rows) != rows:
-        intake.note(f"config.json says draft_vocab_size {top.get('draft_vocab_size')}; lm_head has {rows}, used")
-    if rows == target.vocab_size and same_weights(lm_head, target.lm_head):
-        intake.drop("lm_head.weight", "equal to the target's lm_head, which is used instead")
-        take_vocabulary(intake, options, target, rows)
-        return {"own_lm_head": False}
-    intake.take("lm_head.weight")
-    take_vocabulary(intake, options, target, rows)
-    return {"own_lm_head": True, "draft_vocab_size": rows}
-
-
 def _feedback(intake: Intake, top: Described, meaning: Eagle3Meaning, output_norm: bool) -> str:
+    if meaning.norm_output == "unread":
+        return "pre_norm"
     says = _nested_flag(top, "norm_output", None)
     if meaning.norm_output == "norm":
         if says is not None and says != output_norm:

@@ -16,6 +16,8 @@ from .values import mean_cosine, same_weights
 #: Rows of unrelated tables have cosines around 0; tables trained together stay far from it.
 _UNRELATED = 0.05
 _PRECISION_COPY = 0.999
+#: Difference of products of rows, against their size, that half precision can make.
+_SAME_PRODUCTS = 0.05
 
 
 def take_embedding(intake: Intake, name: str, target: Target, width: int) -> bool:
@@ -81,6 +83,14 @@ def take_lm_head(intake: Intake, name: str, target: Target, width: int, bias_nam
 def _check_related(intake: Intake, name: str, own: Stored, target: Stored) -> None:
     """Refuse an embedding that has nothing to do with the target's: exporters have shipped random ones."""
     cosine = mean_cosine(own, target)
+    if not abs(cosine) >= _UNRELATED and _rotated(own, target):
+        raise HeadError(
+            f"{name} is the target's embedding in another basis: rows have other directions (mean cosine {cosine:.3f}) and "
+            "the same products with each other",
+            "The target was rotated after the head was trained, as QuaRot and SpinQuant do before they quantise: whatever "
+            "the head reads of it is turned",
+            "Convert it for the target as it was before, and serve that one, or train a head on the rotated one",
+        )
     if not abs(cosine) >= _UNRELATED:
         raise HeadError(
             f"{name} has nothing in common with the target's embedding (mean cosine {cosine:.3f})",
@@ -89,6 +99,14 @@ def _check_related(intake: Intake, name: str, own: Stored, target: Stored) -> No
         )
     if cosine > _PRECISION_COPY:
         intake.note(f"{name} is the target's embedding in another precision (mean cosine {cosine:.5f}); kept")
+
+
+def _rotated(own: Stored, target: Stored, samples: int = 256) -> bool:
+    """Whether rows of two tables have the same products with each other: one is the other, turned."""
+    rows = torch.linspace(0, min(own.shape[0], target.shape[0]) - 1, samples).long().unique()
+    one, other = (table.gather(rows).float() for table in (own, target))
+    products, theirs = one @ one.T, other @ other.T
+    return float((products - theirs).norm()) < _SAME_PRODUCTS * float(theirs.norm())
 
 
 def _with_rows(table: Tensor, rows: int) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from enum import Enum
+
 import torch
 from torch import Tensor
 
@@ -17,6 +20,28 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16)
 ABSOLUTE_LISTS = ("selected_token_ids", "token_map", "hot_token_ids", "hot_token_id")
 
 
+class Kind(Enum):
+    """Where a draft vocabulary is from."""
+
+    #: The head's own `d2t`.
+    STORED = "stored"
+    #: A `d2t` in a file beside the weights.
+    BESIDE = "beside"
+    #: A list of absolute ids beside the weights.
+    LIST = "list"
+    #: What the user says.
+    TOLD = "told"
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """The table of a draft vocabulary [Vd], and where it is from."""
+
+    table: Tensor
+    kind: Kind
+    where: str = "d2t"
+
+
 def take_vocabulary(intake: Intake, options: Options, target: Target, rows: int) -> None:
     """Put `d2t` for an lm_head of `rows` rows, or leave it out where it drafts from the whole vocabulary."""
     vocab = target.vocab_size
@@ -30,19 +55,24 @@ def take_vocabulary(intake: Intake, options: Options, target: Target, rows: int)
         _whole(intake, rows)
         return
     if options.d2t in ("identity", "t2d"):
-        ids, origin = _told(intake, options.d2t, rows), f"--d2t {options.d2t}"
+        ids = _told(intake, options.d2t, rows)
+        found = Mapping(ids, Kind.TOLD, f"--d2t {options.d2t}")
     else:
-        d2t, origin = _stored_map(intake, rows)
-        ids = _ids(intake, options, target, d2t, origin, rows)
+        found = _stored_map(intake, rows, vocab)
+        ids = _ids(intake, options, target, found, rows)
+        if torch.equal(ids, torch.arange(rows)):
+            intake.note(
+                f"drafts the first {rows} of {vocab} tokens only: a sign of a mapping that was never chosen by frequency"
+            )
     intake.drop("t2d", "follows from d2t")
-    _check_ids(ids, vocab, origin)
+    _check_ids(ids, vocab, found.where)
     offsets = ids - torch.arange(rows)
-    if origin == "d2t":
+    if found.kind is Kind.STORED:
         intake.replace("d2t", "d2t", Stored.of(offsets))
     else:
-        intake.drop("d2t", f"a placeholder; {origin} has the ids")
+        intake.drop("d2t", f"a placeholder; {found.where} has the ids")
         intake.put("d2t", offsets)
-        intake.note(f"draft vocabulary from {origin}")
+        intake.note(f"draft vocabulary from {found.where}")
 
 
 def _told(intake: Intake, kind: str, rows: int) -> Tensor:
@@ -72,28 +102,30 @@ def _whole(intake: Intake, rows: int) -> None:
     intake.drop(("d2t", "t2d"), "the head drafts from the whole vocabulary")
 
 
-def _stored_map(intake: Intake, rows: int) -> tuple[Tensor, str]:
+def _stored_map(intake: Intake, rows: int, vocab: int) -> Mapping:
     """The mapping and where it is from; a list beside the weights counts where `d2t` is only a placeholder."""
     d2t = _integers("d2t", intake.look("d2t", (rows,))) if "d2t" in intake else None
     if d2t is not None and d2t.any():
-        return d2t, "d2t"
-    for names in (("d2t",), ABSOLUTE_LISTS):
+        return Mapping(d2t, Kind.STORED)
+    for kind, names in ((Kind.BESIDE, ("d2t",)), (Kind.LIST, ABSOLUTE_LISTS)):
         found = intake.source.side_table(*names)
         if found is not None and found[1].shape == (rows,):
-            return _integers(found[0], found[1]), found[0]
+            return Mapping(_integers(found[0], found[1]), kind, found[0])
     if d2t is None:
         raise HeadError(
-            f"the lm_head has {rows} rows and there is no d2t",
+            f"the lm_head has {rows} rows for the target's {vocab} tokens, and there is no d2t",
             "Which of the target's tokens they stand for must be stored with the head",
-            "Export it with d2t, or put the vocabulary mapping beside it",
+            f"If they are the first {rows}, as where a target's tables are padded to {vocab} rows, pass --d2t identity; "
+            "otherwise export it with d2t, or put the vocabulary mapping beside it",
         )
-    return d2t, "d2t"
+    return Mapping(d2t, Kind.STORED)
 
 
-def _ids(intake: Intake, options: Options, target: Target, d2t: Tensor, origin: str, rows: int) -> Tensor:
-    """Target ids of the draft vocabulary, whether `d2t` holds offsets or ids."""
+def _ids(intake: Intake, options: Options, target: Target, found: Mapping, rows: int) -> Tensor:
+    """Target ids of the draft vocabulary, whether its table holds offsets or ids."""
+    d2t = found.table
     absolute, offset = d2t, torch.arange(rows) + d2t
-    if any(origin.startswith(name) for name in ABSOLUTE_LISTS):
+    if found.kind is Kind.LIST:
         return absolute
     if options.d2t is not None:
         intake.note(f"d2t read as {options.d2t} (--d2t)")
@@ -116,7 +148,7 @@ def _ids(intake: Intake, options: Options, target: Target, d2t: Tensor, origin: 
         raise HeadError(
             f"d2t is all zeros for {rows} draft tokens of {target.vocab_size}",
             "It maps draft tokens to the target's; zeros are what it holds before the vocabulary is chosen",
-            "Export it again with its mapping, or pass --d2t offset if the head drafts the first tokens",
+            "Export it again with its mapping, or pass --d2t identity if the head drafts the first tokens",
         )
     if fits["offset"] != fits["absolute"]:
         if fits["absolute"]:

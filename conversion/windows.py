@@ -46,7 +46,8 @@ def read_window(described: Described, windows: Windows, layers: int, length: int
     if windows is Windows.BY_LAYER and not any(sliding):
         return None, []
     if windows is Windows.UNKNOWN:
-        return None, _settled(described, listed, switch, layers, window)
+        _settle(described, listed, switch, layers, window)
+        return None, []
     if len(sliding) < layers or not all(sliding):
         raise HeadError(
             f"{described.where} gives {sum(sliding)} of the head's {layers} layers a window of {window} tokens",
@@ -56,16 +57,15 @@ def read_window(described: Described, windows: Windows, layers: int, length: int
     return window, [f"attends within {window} tokens ({described.where})"]
 
 
-def _settled(described: Described, listed: list, switch: object, layers: int, window: int) -> list[str]:
-    """A note where the window cannot be the head's; a refusal where it may be."""
+def _settle(described: Described, listed: list, switch: object, layers: int, window: int) -> None:
+    """Raise `HeadError` where the window may be the head's, and nobody knows."""
     if switch is False:
-        return []
-    if len(listed) > layers:
-        return [f"layer_types in {described.where} are the target's ({len(listed)} for {layers}): no window"]
+        return
     if listed and _SLIDING not in listed:
-        return []
+        return
     raise HeadError(
-        f"{described.where} names a window of {window} tokens",
+        f"{described.where} names a window of {window} tokens"
+        + (f", and layer_types of {len(listed)} layers; the head has {layers}" if len(listed) > layers else ""),
         "Some trainers' layers attend within it, others' configs have it from their target: nothing here says which",
         f"Pass --set sliding_window={window} or --set sliding_window=null",
     )

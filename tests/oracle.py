@@ -45,13 +45,17 @@ class Trainer:
     flags: tuple[str, ...] = ()
     overlooks: tuple[str, ...] = ()
     unbased: tuple[str, ...] = ()
+    #: `norm_output: false` leaves the final norm out (SpecForge).
+    normed_by_flag: bool = False
 
 
 _FORGE = ("truncate", "attention_factor")
 TRAINERS = {
-    "specforge": Trainer(_OWN_CLASSES, flags=("fc_norm",), overlooks=_FORGE),
+    "specforge": Trainer(_OWN_CLASSES, flags=("fc_norm",), overlooks=_FORGE, normed_by_flag=True),
+    "specforge-peagle": Trainer(("hidden_act", "rms_norm_eps", "rope_theta"), flags=("norm_before_residual",)),
+    "deepspec": Trainer(),
     "angelslim": Trainer(_OWN_CLASSES, theta=10000.0, overlooks=_FORGE),
-    "torchspec": Trainer(_OWN_CLASSES, flags=("fc_norm", "norm_output", "norm_before_residual"), overlooks=_FORGE, unbased=_UNBASED),
+    "torchspec": Trainer(_OWN_CLASSES, flags=("norm_output",), overlooks=_FORGE, unbased=_UNBASED),
     "hass-layernorm": Trainer(_OWN_CLASSES),
     "automodel-eagle": Trainer(),
     "automodel-eagle3": Trainer(flags=("fc_norm", "norm_output")),
@@ -119,6 +123,7 @@ class Oracle(nn.Module):
         self.config = class_config(described, head, trainer)
         flags = {**(top.get("eagle_config") or {}), **top}
         self.flags = {k: flags.get(k) for k in trainer.flags}
+        self.normed = not trainer.normed_by_flag or flags.get("norm_output") is not False
         self.mask = top.get("mask_token_id")
         own = head.config
         kind, rotary = (
@@ -212,7 +217,7 @@ class Oracle(nn.Module):
                 inside = layer.input_layernorm(x)
             x = residual + self.attend(layer.self_attn, inside, rope, positions, caches, i)
             x = x + layer.mlp(layer.post_attention_layernorm(x))
-        out = self.norm("norm", x)
+        out = self.norm("norm", x) if self.normed else x
         post = self.feeds_normed()
         return out, out if post else x
 

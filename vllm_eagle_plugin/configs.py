@@ -276,7 +276,9 @@ class TransformerHeadConfig(HeadConfig):
         kind = (self.rope_parameters or {}).get("rope_type", "default")
         if kind not in ROPE_KINDS:
             raise HeadError(
-                f"rope_type is {kind!r} in the head's config.json", f"It must be one of {', '.join(ROPE_KINDS)}"
+                f"rope_type is {kind!r} in the head's config.json",
+                f"It must be one of {', '.join(ROPE_KINDS)}",
+                _CORRECT,
             )
         _one_of(self, "feedback", ("pre_norm", "post_norm"))
         if self.feedback == "post_norm" and not self.output_norm:
@@ -379,6 +381,7 @@ class Eagle3Config(TransformerHeadConfig):
             )
 
 
+_CORRECT = "Convert the head again, or correct config.json"
 ACTIVATIONS = ("silu", "relu", "gelu")
 #: Of gated MLPs: functions of `transformers.activations.ACT2FN` that have no parameters.
 GATED_ACTIVATIONS = (
@@ -417,10 +420,12 @@ def _field_names(cls: type[HeadConfig]) -> set[str]:
 def _positive(config: HeadConfig, name: str) -> None:
     value = getattr(config, name)
     if not isinstance(value, int) or value <= 0:
-        raise HeadError(f"{name} is {value!r} in the head's config.json", "It must be a positive integer")
+        raise HeadError(f"{name} is {value!r} in the head's config.json", "It must be a positive integer", _CORRECT)
 
 
 def _one_of(config: HeadConfig, name: str, allowed: tuple[str, ...]) -> None:
     value = getattr(config, name)
     if value not in allowed:
-        raise HeadError(f"{name} is {value!r} in the head's config.json", f"It must be one of {', '.join(allowed)}")
+        raise HeadError(
+            f"{name} is {value!r} in the head's config.json", f"It must be one of {', '.join(allowed)}", _CORRECT
+        )

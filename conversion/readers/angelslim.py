@@ -25,7 +25,7 @@ def recognise(source: Source) -> Evidence | None:
 
 def read(source: Source, target: Target, options: Options) -> Reading:
     rope = replace(OWN_CLASSES, theta=None if _multimodal(source) else 10000.0)
-    meaning = Eagle3Meaning(rope, Windows.IGNORED)
+    meaning = Eagle3Meaning(rope, Windows.IGNORED, residual_flag=False, norm_output="unread")
     return read_eagle3(source, target, options, meaning)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from ...targets.target import Target
 from ..eagle import EAGLE_OPTIONS, EagleMeaning, read_eagle
 from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
+from ..lm_head import LmHead
 from ..missing import demand
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
@@ -43,7 +44,12 @@ def read1(source: Source, target: Target, options: Options) -> Reading:
 
 
 def read3(source: Source, target: Target, options: Options) -> Reading:
-    return read_eagle3(source, target, options, Eagle3Meaning(_ROPE, Windows.IGNORED, flagged_biases=True))
+    return read_eagle3(
+        source,
+        target,
+        options,
+        Eagle3Meaning(_ROPE, Windows.IGNORED, flagged_biases=True, residual_flag=False, lm_head=LmHead.TIED),
+    )
 
 
 READERS = (

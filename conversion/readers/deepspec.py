@@ -14,6 +14,7 @@ from ...targets.target import Target
 from ..aux_layers import KEY
 from ..described import Described
 from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
+from ..lm_head import LmHead
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
 from ..rope import TRANSFORMERS
@@ -22,7 +23,14 @@ from ..windows import Windows
 
 _ARCHITECTURE = "Qwen3Eagle3Model"
 _LAYERS = "target_layer_ids"
-_MEANING = Eagle3Meaning(TRANSFORMERS, Windows.IGNORED, flagged_biases=True, convention="output", borrows_lm_head=True)
+_MEANING = Eagle3Meaning(
+    TRANSFORMERS,
+    Windows.IGNORED,
+    flagged_biases=True,
+    residual_flag=False,
+    convention="output",
+    lm_head=LmHead.BORROWED,
+)
 
 
 def recognise(source: Source) -> Evidence | None:

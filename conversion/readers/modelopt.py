@@ -15,6 +15,7 @@ from ...targets.target import Target
 from ..aux_layers import KEY
 from ..eagle import EagleMeaning, read_eagle
 from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
+from ..lm_head import LmHead
 from ..missing import demand
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
@@ -72,7 +73,7 @@ def read(source: Source, target: Target, options: Options) -> Reading:
         optional.append("hidden_norm")  # newer exporters leave it out there
     meaning = Eagle3Meaning(
         TRANSFORMERS, Windows.IGNORED, flagged_biases=True, convention=None, optional_norms=tuple(optional), unordered_ids=True,
-        borrows_lm_head=True,
+        lm_head=LmHead.BORROWED,
     )  # fmt: skip
     return read_eagle3(source, target, options, meaning)
 

@@ -12,6 +12,7 @@ from ...targets.target import Target
 from ..decoder import if_named
 from ..eagle import EAGLE_OPTIONS, EagleMeaning, read_eagle
 from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
+from ..lm_head import LmHead
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
 from ..rope import OWN_CLASSES, TRANSFORMERS
@@ -61,7 +62,12 @@ def read_baldeagle(source: Source, target: Target, options: Options) -> Reading:
 
 
 def read3(source: Source, target: Target, options: Options) -> Reading:
-    return read_eagle3(source, target, options, Eagle3Meaning(TRANSFORMERS, Windows.IGNORED, flagged_biases=True))
+    return read_eagle3(
+        source,
+        target,
+        options,
+        Eagle3Meaning(TRANSFORMERS, Windows.IGNORED, flagged_biases=True, residual_flag=False, lm_head=LmHead.TIED),
+    )
 
 
 READERS = (

@@ -19,7 +19,7 @@ from ..rope import OWN_CLASSES
 from ..source import Source
 from ..windows import Windows
 
-_MEANING = Eagle3Meaning(OWN_CLASSES, Windows.IGNORED, convention="output", norm_output="norm")
+_MEANING = Eagle3Meaning(OWN_CLASSES, Windows.IGNORED, convention="output", norm_output="norm", residual_flag=False)
 
 
 def recognise(source: Source) -> Evidence | None:
@@ -46,7 +46,7 @@ def read_parallel(source: Source, target: Target, options: Options) -> Reading:
     if isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type", "default")) != "default":
         notes = (*notes, "config.json names a RoPE scaling, which SpecForge's P-EAGLE trains without")
     source = replace(source, config=Described(plain, read=source.config.read), notes=notes)
-    return read_eagle3(source, target, options, _MEANING)
+    return read_eagle3(source, target, options, replace(_MEANING, residual_flag=True))
 
 
 def read(source: Source, target: Target, options: Options) -> Reading:

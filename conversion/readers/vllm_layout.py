@@ -13,6 +13,7 @@ from dataclasses import replace
 from ...errors import HeadError
 from ...targets.target import Target
 from ..eagle3 import EAGLE3_OPTIONS, Eagle3Meaning, read_eagle3
+from ..lm_head import LmHead
 from ..options import Options
 from ..reading import Evidence, Reader, Reading
 from ..rope import OWN_CLASSES, UNKNOWN
@@ -59,7 +60,11 @@ def read(source: Source, target: Target, options: Options) -> Reading:
         own = len(source.config.get("layer_types", ())) == layers
         rope, windows = UNKNOWN, Windows.BY_LAYER if own else Windows.UNKNOWN
     meaning = Eagle3Meaning(
-        rope, windows, convention="output" if outputs else "boundary", borrows_lm_head=not torchspec
+        rope,
+        windows,
+        convention="output" if outputs else "boundary",
+        residual_flag=not torchspec,
+        lm_head=LmHead.OWN if torchspec else LmHead.BORROWED,
     )
     return read_eagle3(source, target, options, meaning)
 

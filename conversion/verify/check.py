@@ -100,7 +100,7 @@ def verify_source(
         None if prompts is None else str(prompts), reading.config.method, layout.speculative, layout.needs_plugin,
     )  # fmt: skip
     try:
-        return Verification(**_answer(job))
+        found = Verification(**_answer(job))
     except TargetNotRun:  # vLLM runs it, torch does not: there is no telling what the head should read
         return _in_torch(source, target, converted, options, prompts)
     except BrokenOff:
@@ -110,6 +110,16 @@ def verify_source(
         found = _in_torch(source, target, converted, options, prompts)
         unproven = f"that vLLM serves it, which cannot run the target here ({alone})"
         return replace(found, not_proven="; ".join(filter(None, (unproven, found.not_proven))))
+    return found if found.passed else _explained(found, _in_torch(source, target, converted, options, prompts))
+
+
+def _explained(found: Verification, plainly: Verification) -> Verification:
+    """A failure in vLLM with its cause, which the same comparison in PyTorch tells."""
+    whose = (
+        "in PyTorch the two are equal, so that this version of vLLM computes something else than its layers say"
+        if plainly.passed else f"in PyTorch too {plainly.why}, so that the conversion is at fault"
+    )  # fmt: skip
+    return replace(found, why=f"{found.why}; {whose}")
 
 
 def _dequantised(
@@ -239,9 +249,9 @@ def _answer(job: Job) -> dict[str, Any]:
             if job.alone:
                 return {"alone": said}
             raise BrokenOff(
-                f"verification in vLLM broke off: {said}",
+                f"vLLM runs the target and breaks off with the written head: {said}",
                 "The converted head was to draft there",
-                "Pass --no-verify to convert without it",
+                "Nothing was written: it would not serve. Report it with this message and the head's config.json",
             )
         result = json.loads(answered.read_text(encoding="utf-8"))
     if "error" in result:
