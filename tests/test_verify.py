@@ -191,3 +191,26 @@ def test_a_folder_without_a_head_is_one_clear_error(made, tmp_path):
     target, folder, _ = made("eagle")
     with pytest.raises(UsageError, match="holds no converted head"):
         verify(folder, str(target.folder), tmp_path)
+
+
+def test_a_head_that_vllm_refuses_is_not_written(made, tmp_path, monkeypatch):
+    """It runs the target alone, so the head is at fault, and leaving the check out would not make it serve."""
+    target, folder, _ = made("eagle")
+
+    def answer(job):
+        if job.alone:
+            return {"alone": ""}
+        raise checking.BrokenOff("vLLM runs the target and breaks off with the written head: odd", "", "Report it")
+
+    monkeypatch.setattr(checking, "_answer", answer)
+    with pytest.raises(HeadError, match="breaks off with the written head: odd") as refused:
+        convert(folder, str(target.folder), tmp_path / "refused", verify=True)
+    assert "--no-verify" not in str(refused.value)
+    assert not (tmp_path / "refused").exists()
+
+
+def test_a_failure_in_vllm_says_whose_fault_it_is(made, monkeypatch):
+    target, folder, done = made("eagle3-reduced")
+    wrong = {"engine": "vllm", "precision": "float32", "figures": {}, "passed": False, "why": "logits differ"}
+    monkeypatch.setattr(checking, "_answer", lambda job: wrong)
+    assert "in PyTorch the two are equal" in verify(folder, str(target.folder), done.output).why
