@@ -54,11 +54,10 @@ def walk(sampler: Any, logits: Tensor, metadata: Any, step: Step, takes_argmax: 
     if takes_argmax:
         paths = greedy(trees, sampler.greedy_sample(logits.float()).long()[at], depth)
         return _output(paths, []), paths
-    known, levels = metadata.output_token_ids, []
+    known, levels, alive = metadata.output_token_ids, [], [True] * len(trees.counts)
 
     def sample(node: Tensor, path: Paths) -> Tensor:
         # A request that has ended is sampled along and ignored, but must not draw from its generator.
-        alive = (path.counts == path.tokens.shape[1]).tolist()
         so_far = [[token for token in row if token >= 0] for row in path.tokens.tolist()]
         level = replace(
             metadata,
@@ -69,7 +68,12 @@ def walk(sampler: Any, logits: Tensor, metadata: Any, step: Step, takes_argmax: 
         levels.append(output.logprobs_tensors)
         return output.sampled_token_ids.view(-1)
 
-    paths = drawn(trees, sample, depth, lambda alive: bool(alive.any()))
+    def goes_on(still: Tensor) -> bool:
+        nonlocal alive
+        alive = still.tolist()
+        return any(alive)
+
+    paths = drawn(trees, sample, depth, goes_on)
     return _output(paths, [level for level in levels if level is not None]), paths
 
 
