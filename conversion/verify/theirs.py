@@ -48,7 +48,8 @@ class Theirs:
 def specforge(model: Any, tokens: Tensor, hidden: Tensor, steps: int, lm_head: Tensor) -> Outputs:
     """Its training-time-test steps, fed their own drafts."""
     length = hidden.shape[1]
-    state, cache = model.project_hidden_states(hidden), [[], []]
+    cache: list[list[Tensor]] = [[], []]
+    state = model.project_hidden_states(hidden)
     mask = model.prepare_decoder_attention_mask(torch.ones(1, length, dtype=torch.bool), state, 1, length, 0)
     current, logits, drafts = tokens[:, 1:], [], []
     for _ in range(steps):
