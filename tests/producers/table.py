@@ -22,7 +22,7 @@ FACTS = {
     "safeailab-eagle": (
         "`bias` in config.json is meant for fc, true by default and often wrong; Mixtral configs lack `rope_theta` "
         "(trained at 10000); Qwen2 heads have q/k/v biases",
-        "drops `fc.bias` without a word, and with `bias: true` leaves attention biases uninitialised; Mixtral: RoPE "
+        "drops `fc.bias` silently, and with `bias: true` leaves attention biases uninitialised; Mixtral: RoPE "
         "base 1,000,000; Qwen2: refuses the architecture; without any of these: serves",
     ),
     "hass-layernorm": (
@@ -32,7 +32,7 @@ FACTS = {
     "vllm-v0": (
         "a wrapper config; `eagle_fc_bias` inside or outside; `token_map` of absolute ids; a copied lm_head; a "
         "skipped input norm whose weight is kept",
-        "refuses `lm_head.weight`; without it, drops `fc.bias` without a word",
+        "refuses `lm_head.weight`; without it, drops `fc.bias` silently",
     ),
     "sglang-eagle": (
         "SafeAILab's tensors; a hot-token map beside them makes the vocabulary a reduced one",
@@ -50,7 +50,7 @@ FACTS = {
     "speculators-eagle3": (
         "`norm_before_residual` false where it is not written; any number of hidden states; the verifier's parts "
         "in raw dumps",
-        "reads an unwritten `norm_before_residual` as true, without a word; refuses another number of hidden states "
+        "reads an unwritten `norm_before_residual` as true, silently; refuses another number of hidden states "
         "than three on Llama layers, and the verifier's parts; otherwise serves",
     ),
     "speculators-peagle": (
@@ -64,23 +64,23 @@ FACTS = {
     ),
     "automodel-eagle3": (
         "names under `model.`; early versions keep the vocabulary in `eagle_meta.pt` alone, most frequent tokens first",
-        "refuses `model.`; with the names corrected and no `d2t`, accepts nothing, without a word",
+        "refuses `model.`; with the names corrected and no `d2t`, accepts nothing, silently",
     ),
     "safeailab-eagle3": (
         "one layer whatever `num_hidden_layers` says; `d2t` of zeros for the whole vocabulary; widths that differ "
         "from the target's; no layer ids",
-        "fills up to `num_hidden_layers` with uninitialised layers, without a word; refuses `d2t` for the whole "
+        "fills up to `num_hidden_layers` with uninitialised layers, silently; refuses `d2t` for the whole "
         "vocabulary; otherwise serves",
     ),
     "specforge": (
         "layer ids nested and counted as outputs of layers; `norm_output` means a norm before the lm_head, saved in "
         "either case; `d2t` and `t2d` always",
-        "reads layers off by one, without a word; with `norm_output: true` feeds back the wrong stream, without a "
-        "word; refuses `d2t` for the whole vocabulary; with neither: serves",
+        "reads layers off by one, silently; with `norm_output: true` feeds back the wrong stream, silently; refuses "
+        "`d2t` for the whole vocabulary; with neither: serves",
     ),
     "specforge-peagle": (
         "layer ids nested and counted as outputs of layers; a RoPE scaling in its config is not trained with",
-        "reads layers off by one, without a word; needs `parallel_drafting` said",
+        "reads layers off by one, silently; needs `parallel_drafting` said",
     ),
     "deepspec": (
         "the target's config; five layers in `target_layer_ids`, counted as outputs; frozen copies of both tables",
@@ -88,16 +88,16 @@ FACTS = {
     ),
     "angelslim": (
         "trained with RoPE base 10000, whatever config.json says (multimodal RoPE excepted)",
-        "uses the config's RoPE base, without a word",
+        "uses the config's RoPE base, silently",
     ),
     "modelopt": (
         "layer ids from a set, in either count, nested; flags that leave out norms; RoPE base in `rope_scaling`; "
         "heads without fc; EAGLE-1 under the name of EAGLE-3",
-        "reads layers off by one, without a word, or on CUDA the default ones (ids are nested: from its source)",
+        "reads layers off by one, silently, or on CUDA the default ones (ids are nested: from its source)",
     ),
     "vllm-eagle3": (
         "TorchSpec marks its exports, and counts outputs of layers in its configs",
-        "serves; TorchSpec's own ids it reads off by one, without a word",
+        "serves; TorchSpec's own ids it reads off by one, silently",
     ),
     "feature": ("no config: `--token-pairing` must be said; own embeddings apart", "refuses: no attention layer"),
     "surgery": ("copies of the target's embedding and lm_head", "refuses the config"),
@@ -106,9 +106,16 @@ FACTS = {
 }
 INTRODUCTION = """# Producers
 
-Heads of these producers are recognised by `vllm-eagle convert` and `inspect`. This page is generated from the
-fixtures that the test suite converts (`python -m tests.producers.table`); what is said of stock vLLM is of
-0.32.0, and `tests/test_silent.py` shows what it loads without a word and ruins.
+`vllm-eagle convert` and `inspect` recognise heads of these producers. The page is generated from the fixtures that the
+tests convert (`python -m tests.producers.table`). "Stock vLLM" is 0.32.0; `tests/test_silent.py` shows what it loads silently
+and ruins.
+
+Every layout is shown to come out right: code that shares nothing with the readers writes a head whose answer is known, and in
+vLLM's engine all of its drafts are accepted, or what is written equals, bit by bit, another for which that is true
+(`tests/test_producers.py`). Heads made by eagle_llm, SpecForge and speculators themselves are compared with those packages' own
+logits and drafts (`tests/test_producers_own.py`).
+
+Yours is not among them? [Add a producer](../CONTRIBUTING.md#add-a-producer): one module and one fixture.
 
 """
 
@@ -121,20 +128,7 @@ def page(made: Callable[[str], Made]) -> str:
         evidence = "; ".join(made(name).done.detection.evidence)
         routes = sorted({_route(made(n)) for n, fixture in FIXTURES.items() if fixture.reader == name})
         rows.append((f"`{name}`: {reader.summary}", evidence, peculiar, stock, " or ".join(routes)))
-    layouts = [("layout", "read as", "written for", "shown")]
-    for name, fixture in FIXTURES.items():
-        shown = f"equal, bit by bit, to `{fixture.same_as}`" if fixture.same_as else "served, every draft accepted"
-        if not fixture.exact:
-            shown = "served, drafts equal to the reference's"
-        layouts.append((name, f"`{fixture.reader}`", _route(made(name)), shown))
-    proof = (
-        "\n## Every layout, and how it is shown to come out right\n\n"
-        "Known-answer heads, written by code that shares nothing with the readers; in vLLM's engine all of their "
-        "drafts are accepted,\nor the output equals one of which that is true. Heads made by eagle_llm 1.2.1, "
-        "SpecForge 0.2.0 and speculators 0.9.0 themselves\nare compared with those packages' own chained logits and "
-        "drafts (`tests/test_producers_own.py`).\n\n"
-    )
-    return INTRODUCTION + _table(rows) + proof + _table(layouts)
+    return INTRODUCTION + _table(rows)
 
 
 def _route(made: Made) -> str:
