@@ -11,6 +11,8 @@ import pytest
 from vllm_eagle_plugin.conversion import installed
 from vllm_eagle_plugin.conversion.installed import VERSION, KnownVllm, known_vllm, table_of
 
+from .registry import registered
+
 #: Classes with the interface, by themselves or by their parents', and without it.
 ARCHITECTURES = (
     "LlamaForCausalLM", "TeleChat3ForCausalLM", "MistralForCausalLM", "Qwen3MoeForCausalLM",
@@ -40,13 +42,11 @@ def test_an_architecture(architecture):
 
 
 @pytest.mark.extended
-def test_every_architecture():
-    from vllm.model_executor.models import registry
-
-    truth = {name: imported(name) for name in registry._VLLM_MODELS}
-    read = {name: known_vllm().hands_over_aux(name) for name in truth if truth[name] is not None}
-    assert len(read) > 280
-    assert read == {name: value for name, value in truth.items() if value is not None}
+def test_every_architecture_of_targets():
+    truth = {name: found for name in registered() if (found := imported(name)) is not None}
+    assert len(truth) > 170
+    differing = {name for name in truth if known_vllm().hands_over_aux(name) != truth[name]}
+    assert differing <= {"DeepseekV4ForConditionalGeneration"}, "which is a stub on CPUs, and is on GPUs what was read"
 
 
 def test_the_table_is_that_of_its_version():
