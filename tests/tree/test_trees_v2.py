@@ -172,14 +172,16 @@ def processed(running, asked):
 
 
 @pytest.mark.v2_only
-def test_processors_see_what_plain_decoding_shows_them(target, head):
+def test_processors_see_what_plain_decoding_shows_them(target, head, monkeypatch):
     """Penalties, bad words, min_p, logit_bias, min_tokens, truncation, seeds and logprobs, mixed in the same batches."""
-    asked = prompts(4, 40, seed=4)
+    # Triton's interpreter cannot run vLLM's kernel for top-k and top-p; the same in PyTorch is vLLM's too.
+    monkeypatch.setattr("vllm.v1.sample.ops.topk_topp_sampler.HAS_TRITON", False)
+    asked = prompts(2, 40, seed=4)
     with engine(target[0]) as running:
         texts, scores = processed(running, asked)
     with tree_engine(target[0], head("eagle3-everything"), *WIDE) as running:
         drafted, drafted_scores = processed(running, asked)
-        assert running.counters().accepted > 20
+        assert running.counters().accepted > 10
     assert drafted == texts
     for one, other in zip(scores, drafted_scores, strict=True):
         assert [position.keys() for position in one] == [position.keys() for position in other]
