@@ -34,6 +34,11 @@ def test_links_lead_somewhere(file: Path) -> None:
             assert anchor in anchors(target), f"{path} has no heading #{anchor}"
 
 
+@pytest.mark.parametrize("file", sorted(ROOT.glob("docs/*.md")), ids=lambda f: f.stem)
+def test_guides_are_short(file: Path) -> None:
+    assert file.stem == "measurements" or len(file.read_text().split()) < 1500
+
+
 def commands(file: Path) -> Iterator[list[str]]:
     """The words of each `vllm-eagle` command that a page prints as a block of code, without prompts and comments."""
     text = file.read_text().replace("\\\n", " ")
