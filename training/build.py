@@ -6,7 +6,7 @@ import torch
 
 from ..targets.target import Target
 from .conditioning import condition
-from .corpus import Corpus, MicroBatch, collate
+from .corpus import Corpus, collate
 from .heads import aux_layers, head_config, new_head
 from .objective import Objective
 from .recipe import Recipe
@@ -25,5 +25,5 @@ def build(recipe: Recipe, target: Target, corpus: Corpus, device: torch.device) 
     head = new_head(config, teacher.lm_head, counts, recipe.seed)
     objective = Objective(head, teacher, recipe, counts).to(device)
     sample = collate(corpus.train[:_SAMPLE], recipe.batch.length)
-    condition(head, teacher, MicroBatch(*(tensor.to(device) for tensor in sample)))
+    condition(head, teacher, sample.to(device))
     return teacher, objective

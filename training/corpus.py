@@ -44,10 +44,19 @@ class Conversation:
 
 
 class MicroBatch(NamedTuple):
-    """ids [B, T] padded on the right, and which of them [B, T] are answers."""
+    """ids [B, T] padded on the right, which of them [B, T] are answers, and the places [N, 2] (sequence, position)
+    whose next token is one: known before the batch is on its device, so that no step asks for them there."""
 
     ids: Tensor
     answers: Tensor
+    places: Tensor
+
+    @classmethod
+    def of(cls, ids: Tensor, answers: Tensor) -> MicroBatch:
+        return cls(ids, answers, answers[:, 1:].nonzero())
+
+    def to(self, device: torch.device) -> MicroBatch:
+        return MicroBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
 @dataclass(frozen=True)
@@ -184,7 +193,7 @@ def collate(conversations: Sequence[Conversation], length: int) -> MicroBatch:
     for i, (conversation, row) in enumerate(zip(conversations, rows, strict=True)):
         ids[i, : len(row)] = row
         answers[i, len(conversation.prompt) : len(row)] = True
-    return MicroBatch(torch.from_numpy(ids), torch.from_numpy(answers))
+    return MicroBatch.of(torch.from_numpy(ids), torch.from_numpy(answers))
 
 
 def counted_positions(batches: Sequence[MicroBatch], steps: int) -> Tensor:

@@ -38,6 +38,8 @@ class Objective(nn.Module):
         config = head.config
         ids = head.target_ids(torch.arange(config.draft_vocab)) if config.reduced_vocab else None
         self.register_buffer("draftable", ids, persistent=False)
+        drafted = torch.zeros(config.vocab_size, dtype=torch.bool)
+        self.register_buffer("drafted", drafted if ids is None else drafted.index_fill(0, ids, True), persistent=False)
 
     def forward(self, batch: MicroBatch, states: States, counts: Tensor, noise: int) -> tuple[Tensor, Tensor]:
         """The micro-batch's share of the step's loss, and sums over its positions [steps, 3]: loss,
@@ -53,19 +55,15 @@ class Objective(nn.Module):
         features = [step.features for step in unroll(self.head, ids, hidden, steps, text=text)]
         sums = torch.zeros(steps, 3, device=ids.device)
         loss = sum((f.sum() * 0.0 for f in features), ids.new_zeros((), dtype=torch.float))
-        rows = batch.answers[:, 1:].nonzero()  # the target at position q of sequence b predicts an answer token
         draw = self._vocabulary.draw(noise, ids.device) if self._vocabulary and self.training else None
         width = self._teacher.lm_head.shape[0] if draw is None else len(draw.rows)
         with self._lent(draw):
-            for b, q in (chunk.unbind(1) for chunk in rows.split(max(1, _ENTRIES // width))):
+            for b, q in (chunk.unbind(1) for chunk in batch.places.split(max(1, _ENTRIES // width))):
                 wanted = self._Wanted(self, states.last[b, q], draw)
                 for j in range(steps):
                     # Step j of the chain that starts at p predicts what the target says at p + 1 + j.
-                    kept = q > j
-                    if not bool(kept.all()):
-                        step_loss, hits = self._compare(features[j][b[kept], q[kept] - 1 - j], wanted.rows(kept))
-                    else:
-                        step_loss, hits = self._compare(features[j][b, q - 1 - j], wanted)
+                    started = features[j][b, (q - 1 - j).clamp_min(0)]
+                    step_loss, hits = self._compare(started, wanted, q > j)
                     loss = loss + self._weights[j] * step_loss / counts[j].clamp_min(1)
                     sums[j] += torch.stack((step_loss.detach(), *hits))
         return loss, sums
@@ -94,18 +92,13 @@ class Objective(nn.Module):
             self.token = logits.argmax(-1)
             self.covered = torch.ones_like(self.token, dtype=torch.bool)
             if objective.draftable is not None:
-                self.covered = torch.isin(self.token, objective.draftable)
+                self.covered = objective.drafted[self.token]
                 logits = logits[:, objective.draftable]
             self.logits = logits if objective.recipe.loss.logit_mse else None
             self.probabilities = (logits if draw is None else logits + draw.correction).softmax(-1)
 
-        def rows(self, kept: Tensor) -> Objective._Wanted:
-            chosen = object.__new__(type(self))
-            chosen.__dict__ = {k: v[kept] if isinstance(v, Tensor) else v for k, v in vars(self).items()}
-            return chosen
-
-    def _compare(self, features: Tensor, wanted: _Wanted) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Summed loss at some positions, and how many drafts are right and rightly draftable."""
+    def _compare(self, features: Tensor, wanted: _Wanted, counted: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Summed loss at the positions [N] that are `counted`, and how many drafts are right and rightly draftable."""
         weight = self.recipe.loss
         total = features.new_zeros(len(features), dtype=torch.float)
         if weight.smooth_l1:
@@ -124,8 +117,9 @@ class Objective(nn.Module):
                 squares = squares * wanted.draw.correction.exp() * (squares.shape[-1] / self._teacher.lm_head.shape[0])
             total = total + weight.logit_mse * squares.mean(-1)
         drafts = self.head.target_ids(logits.detach().argmax(-1))
-        right = (drafts == wanted.token).sum().float()
-        return (total * wanted.covered).sum(), (right, wanted.covered.sum().float())
+        covered = wanted.covered & counted
+        right = ((drafts == wanted.token) & counted).sum().float()
+        return (total * covered).sum(), (right, covered.sum().float())
 
     def _disturbed(self, hidden: Tensor, seed: int) -> Tensor:
         """Uniform noise on the features, the same for the same seed on any number of processes."""

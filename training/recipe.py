@@ -61,9 +61,14 @@ class Unroll:
 
 @dataclass(frozen=True)
 class Optimiser:
-    """AdamW with linear warm-up and a cosine down to `final` times the peak rate."""
+    """Linear warm-up and a cosine down to `final` times the peak rate.
+
+    Inner matrices are trained by Muon, whose updates are of the size that AdamW's are; all else, or everything
+    where `muon` is false, by AdamW.
+    """
 
     learning_rate: float = 1e-3
+    muon: bool = True
     warmup: float = 0.03
     final: float = 0.05
     weight_decay: float = 0.01
@@ -211,8 +216,10 @@ def _value(kind: Any, value: Any, name: str) -> Any:
         fits = type(value) is kind and (kind is str or (math.isfinite(value) and value >= 0))
         fits = fits and not (name in _POSITIVE and value == 0)
     if not fits:
-        wanted = {int: "a whole number", float: "a number", str: "a text"}.get(kind, "a list of whole numbers")
-        wanted += " above 0" if name in _POSITIVE else "" if kind is str else ", not negative"
+        wanted = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(
+            kind, "a list of whole numbers"
+        )
+        wanted += " above 0" if name in _POSITIVE else "" if kind in (str, bool) else ", not negative"
         raise UsageError(f"the recipe says {name} is {value!r}", f"{wanted.capitalize()} was expected")
     return value
 

@@ -26,6 +26,7 @@ from .export import export_head
 from .files import disk_errors, replaced
 from .interruption import asked_to_stop
 from .objective import Objective
+from .optimisers import optimisers
 from .recipe import Recipe
 from .run_folder import Progress, RunFolder
 from .states import StateSource
@@ -77,14 +78,7 @@ class Run:
     ) -> None:
         self.recipe, self.options, self.target, self.corpus = recipe, options, target, corpus
         self.folder, self.output, self.accelerator, self.teacher = folder, output, accelerator, teacher
-        settings = recipe.optimiser
-        optimiser = torch.optim.AdamW(
-            objective.parameters(),
-            lr=settings.learning_rate,
-            betas=(settings.beta1, settings.beta2),
-            weight_decay=settings.weight_decay,
-        )
-        self.model, self.optimiser = accelerator.prepare(objective, optimiser)
+        self.model, *self.optimisers = accelerator.prepare(objective, *optimisers(objective.head, recipe.optimiser))
         self.objective = objective
         self.states = StateSource(teacher, folder.path / "states", options.state_cache)
         self.per_epoch = len(plan_steps(corpus.train, recipe.batch, recipe.seed))
@@ -148,11 +142,12 @@ class Run:
         whether any process was asked to stop."""
         self.model.train()
         device, count = self.accelerator.device, self.accelerator.num_processes
-        counts = counted_positions(batches, self.recipe.unroll.steps).to(device)
+        number = counted_positions(batches, self.recipe.unroll.steps)
+        counts = number.to(device, non_blocking=True)
         mine = range(self.accelerator.process_index, len(batches), count)
         sums = torch.zeros(self.recipe.unroll.steps, 3, device=device)
         for index in mine:
-            batch = MicroBatch(*(t.to(device) for t in batches[index]))
+            batch = batches[index].to(device)
             states = self.states(batch.ids[:, :-1])
             waits = contextlib.nullcontext() if index == mine[-1] else self.accelerator.no_sync(self.model)
             with waits:
@@ -160,19 +155,21 @@ class Run:
                 loss, part = self.model(batch, states, counts, noise)
                 self.accelerator.backward(loss * count)  # gradients are averaged over the processes
             sums += part
-        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.optimiser.clip))
-        joined = self.accelerator.reduce(torch.cat((sums.flatten(), sums.new_tensor([float(stop)]))))
-        sums, stopping = joined[:-1].view_as(sums), bool(joined[-1])
-        if not (math.isfinite(norm) and bool(sums.isfinite().all())):
+        size = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.optimiser.clip)
+        joined = self.accelerator.reduce(torch.cat((sums.flatten(), torch.full_like(sums[0, :1], float(stop)))))
+        told = torch.cat((joined, size.reshape(1))).cpu()  # the one time that a step waits for its device
+        sums, stopping, norm = told[:-2].view(sums.shape), bool(told[-2]), float(told[-1])
+        if not bool(told.isfinite().all()):
             raise HeadError(
-                f"the loss of step {step + 1} is {float(sums[:, 0].sum() / counts[0]):g}, its gradient {norm:g}",
+                f"the loss of step {step + 1} is {float(sums[:, 0].sum() / number[0]):g}, its gradient {norm:g}",
                 f"The weights were left as they are; the last checkpoint is of step {self.saved_step}",
                 f"Start anew with a lower learning rate: --set optimiser.learning_rate="
                 f"{self.recipe.optimiser.learning_rate / 3:.1g}, in another --output",
             )
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-        return sums.cpu(), counts.cpu(), norm, stopping
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+        return sums, number, norm, stopping
 
     def _set_rate(self, step: int) -> float:
         settings = self.recipe.optimiser
@@ -180,7 +177,7 @@ class Run:
         cosine = (1 + math.cos(math.pi * step / self.total)) / 2
         rate = settings.learning_rate * min(1.0, (step + 1) / warmup)
         rate *= settings.final + (1 - settings.final) * cosine
-        for group in self.optimiser.param_groups:
+        for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
             group["lr"] = rate
         return rate
 

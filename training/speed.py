@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..targets.target import read_target
 from .build import build
 from .corpus import collate, counted_positions, plan_steps, read_corpus
+from .optimisers import optimisers
 from .recipe import Recipe
 from .teacher import identify
 
@@ -31,7 +32,7 @@ def measure_speed(recipe: Recipe, target_name: str, data: Path, steps: int) -> d
     target = read_target(target_name)
     corpus = read_corpus(data, identify(target), recipe.held_out)
     teacher, objective = build(recipe, target, corpus, device)
-    optimiser = torch.optim.AdamW(objective.parameters(), lr=recipe.optimiser.learning_rate)
+    steppers = optimisers(objective.head, recipe.optimiser)
     plan = plan_steps(corpus.train, recipe.batch, recipe.seed)
 
     def step(index: int) -> int:
@@ -39,13 +40,14 @@ def measure_speed(recipe: Recipe, target_name: str, data: Path, steps: int) -> d
         batches = [collate([corpus.train[i] for i in group], recipe.batch.length) for group in groups]
         counts = counted_positions(batches, recipe.unroll.steps).to(device)
         for batch in batches:
-            batch = type(batch)(*(t.to(device) for t in batch))
+            batch = batch.to(device)
             states = teacher(batch.ids[:, :-1])
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
                 loss, _ = objective(batch, states, counts, 0)
             loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
+        for optimiser in steppers:
+            optimiser.step()
+            optimiser.zero_grad()
         return int(counts[0])
 
     with FlopCounterMode(display=False) as counter:

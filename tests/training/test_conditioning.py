@@ -71,7 +71,7 @@ def test_inputs_are_of_one_size(world):
     read = []
     fresh.body.input_projection.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].flatten(0, 1)))
     list(unroll(fresh, ids, teacher(ids[:, :-1]).hidden, 1))
-    condition(fresh, teacher, MicroBatch(ids, torch.ones_like(ids, dtype=torch.bool)))
+    condition(fresh, teacher, MicroBatch.of(ids, torch.ones_like(ids, dtype=torch.bool)))
     fresh.body.input_projection.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].flatten(0, 1)))
     list(unroll(fresh, ids, teacher(ids[:, :-1]).hidden, 1))
     before, after = (x.square().mean(0).sqrt() for x in (read[0], read[-1]))
@@ -85,10 +85,10 @@ def test_a_sample_that_says_nothing_changes_nothing(world):
     fresh = build_reference(head.config)
     fresh.attach_target(teacher.embedding, teacher.lm_head)
     ids = torch.arange(24)[None]
-    condition(fresh, teacher, MicroBatch(ids, torch.zeros_like(ids, dtype=torch.bool)))
+    condition(fresh, teacher, MicroBatch.of(ids, torch.zeros_like(ids, dtype=torch.bool)))
     assert set(fresh.state_dict()) == {name for name in head.state_dict() if not name.endswith("input_scale")}
     fresh.attach_target(torch.zeros_like(teacher.embedding), teacher.lm_head)
-    condition(fresh, teacher, MicroBatch(ids, torch.ones_like(ids, dtype=torch.bool)))
+    condition(fresh, teacher, MicroBatch.of(ids, torch.ones_like(ids, dtype=torch.bool)))
     scale = fresh.body.input_projection.input_scale
     assert bool((scale > 0).all() & scale.isfinite().all())
 
