@@ -25,6 +25,9 @@ class Agreement:
     acceptance_length: float
     #: Share of those drafts accepted at each position.
     per_position: list[float]
+    #: Of each conversation, how many drafts an engine would make and how many tokens of them it would accept.
+    drafts: list[int]
+    accepted: list[int]
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -50,6 +53,7 @@ def measure(
     device = next(head.parameters()).device
     everywhere, positions = torch.zeros(steps), 0
     visited, stops = torch.zeros(steps), 0
+    made: list[tuple[int, int]] = []
     for group in padded_batches(conversations, length, tokens):
         batch = collate(group, length)
         ids = batch.ids.to(device)
@@ -64,12 +68,16 @@ def measure(
             text = batch.ids[row][starts[:, None] + 2 + torch.arange(steps)]
             agreed = (drafts[row][starts] == text).cumprod(-1)
             everywhere, positions = everywhere + agreed.sum(0), positions + len(starts)
-            lengths, at = agreed.sum(-1).tolist(), 0
+            lengths, at, steps_made, accepted = agreed.sum(-1).tolist(), 0, 0, 0
             while at < len(lengths):
-                visited, stops = visited + agreed[at], stops + 1
+                visited, steps_made, accepted = visited + agreed[at], steps_made + 1, accepted + lengths[at]
                 at += lengths[at] + 1
+            stops += steps_made
+            made.append((steps_made, accepted))
     return Agreement(
         (everywhere / max(1, positions)).tolist(),
         1 + float(visited.sum()) / max(1, stops),
         (visited / max(1, stops)).tolist(),
+        [steps_made for steps_made, _ in made],
+        [accepted for _, accepted in made],
     )

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..conversion.cli_options import Head, with_reading_options
 from ..errors import UsageError
 
 train_app = typer.Typer(help="Make a head from the target alone.", no_args_is_help=True)
@@ -78,8 +79,9 @@ def data(
 def head(
     recipe: RecipeOption,
     target: TargetOption,
-    data: Annotated[Path, typer.Option(help="Folder of shards from `train data`.")],
+    data: Annotated[list[Path], typer.Option(help="Folder of shards from `train data`. Repeatable.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the head and its run.")],
+    trained: Annotated[str | None, typer.Option("--from", metavar="HEAD", help="Go on from a trained head.")] = None,
     changes: SetOption = None,
     minutes: Annotated[float, typer.Option(min=0, help="Stop after so long, to go on later; 0: do not.")] = 0,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 200,
@@ -91,14 +93,25 @@ def head(
     """Train a head, or go on with the run in OUTPUT; several processes with `accelerate launch -m`."""
     from dataclasses import asdict
 
+    from ..targets.target import read_target
     from .export import next_command
     from .recipe import load_recipe
     from .trainer import Options, train
+    from .warm_start import fitted, read_start
 
-    chosen = load_recipe(recipe, changes)
+    chosen, start = load_recipe(recipe, changes), None
+    if trained is not None:
+        start = read_start(trained, read_target(target))
+        chosen = fitted(chosen, start.head.config)
+        if chosen.family != start.family:
+            raise UsageError(
+                f"the recipe is of the family {chosen.family}, {trained} is a head of the family {start.family}",
+                "A recipe of the head's own family was expected",
+                f"Pass --recipe {start.family}",
+            )
     command = shlex.join(["vllm-eagle", *sys.argv[1:]])
     options = Options(minutes, checkpoint_every, int(state_cache * 2**30), draft_tokens, tables, command)
-    done = train(chosen, target, data, output, options)
+    done = train(chosen, target, data, output, options, start)
     result: dict[str, Any] = {
         "output": str(output),
         "finished": done.finished,
@@ -118,6 +131,53 @@ def head(
         print(next_command(done.family, str(output), target, chosen.unroll.steps))
 
 
+@train_app.command("adapt")
+@with_reading_options
+def adapt(
+    head: Head,
+    target: TargetOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the data, the run and the head.")],
+    options: Any,
+    prompts: Annotated[Path | None, typer.Option(help="Your prompts: JSONL, or text with one a line.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Answer tokens to learn from.")] = 200_000,
+    changes: SetOption = None,
+    minutes: Annotated[float, typer.Option(min=0, help="Stop after so long, to go on later; 0: do not.")] = 0,
+    draft_tokens: Annotated[int, typer.Option("-k", min=1, help="Drafts per chain when measured.")] = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a head that exists further, on what its target answers to your prompts.
+
+    vllm-eagle train adapt HEAD --target TARGET --prompts mine.jsonl -o adapted
+
+    vllm-eagle train adapt HEAD --target MY-FINE-TUNE -o adapted
+    """
+    from .adapt import adapt as run
+    from .adapt import sentences
+    from .export import next_command
+    from .trainer import Options
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    settings = Options(minutes=minutes, draft_tokens=draft_tokens, command=shlex.join(["vllm-eagle", *sys.argv[1:]]))
+    done = run(
+        head,
+        target,
+        output,
+        prompts=prompts,
+        tokens=tokens,
+        changes=changes,
+        options=settings,
+        reading=options,
+        say=say,
+    )
+    if as_json:
+        print(json.dumps(done.as_json()))
+        return
+    print("\n".join(sentences(done)))
+    print(next_command("", str(done.output), target, 0) if done.finished else "Run the same command again to go on.")
+
+
 @train_app.command("tokens")
 def tokens(
     target: TargetOption,
@@ -135,7 +195,7 @@ def tokens(
     read = read_target(target)
     if count > read.vocab_size:
         raise UsageError(f"-n {count}", f"The target has {read.vocab_size} tokens")
-    corpus = read_corpus(data, identify(read), 1)
+    corpus = read_corpus([data], identify(read), 1)
     said = corpus.token_counts(read.vocab_size)
     found = most_frequent(said, count)
     with disk_errors(output, "Nothing was written"):

@@ -31,12 +31,14 @@ _FIRST_GAIN = 0.3
 _FIRST = re.compile(r"fc|body\.input_projection|blocks\.\d+\.layers\.0")
 
 
-def condition(head: ReferenceHead, teacher: Teacher, sample: MicroBatch) -> None:
+def condition(head: ReferenceHead, teacher: Teacher, sample: MicroBatch, trained: bool = False) -> None:
     """Divide what the head's first matrix reads by its size in `sample`, from now on and in place.
 
-    The head's target must be attached. A head without such a matrix is left as it is.
+    The head's target must be attached. A head without such a matrix is left as it is. One that is `trained` computes
+    the same afterwards: its matrix is multiplied by what its inputs are divided by.
     """
-    if isinstance(head.config, Eagle3Config) and head.config.output_norm and head.config.own_lm_head:
+    config = head.config
+    if not trained and isinstance(config, Eagle3Config) and config.output_norm and config.own_lm_head:
         nn.init.constant_(head.norm.weight, _FIRST_GAIN)
     matrices = _first_matrices(head)
     # The first token of a sequence may be hundreds of times larger than the rest, so answers are what tells.
@@ -54,6 +56,9 @@ def condition(head: ReferenceHead, teacher: Teacher, sample: MicroBatch) -> None
     capture.remove()
     scale = _divisors(squares[0].sqrt())
     for matrix in matrices.values():
+        if trained:
+            with torch.no_grad():
+                matrix.weight.mul_(scale)
         matrix.register_buffer(_BUFFER, scale.clone())
         matrix.register_forward_pre_hook(_divided)
 

@@ -121,10 +121,20 @@ def check_written_by(folder: Path, identity: dict[str, Any]) -> None:
         )
 
 
-def read_corpus(folder: Path, identity: dict[str, Any], held_out: int) -> Corpus:
-    """All conversations in `folder`; the last greedy ones of the first shard are held out.
+def read_corpus(folders: Sequence[Path], identity: dict[str, Any], held_out: int) -> Corpus:
+    """All conversations in `folders`; of each the last greedy ones of the first shard are held out.
 
-    They stay the same when shards are added.
+    They stay the same when shards are added. Acceptance is measured on those of the first folder.
+    """
+    first, *others = (_read_folder(folder, identity, held_out) for folder in folders)
+    if not others:
+        return first
+    digest = hashlib.sha256("".join(c.digest for c in (first, *others)).encode()).hexdigest()
+    return Corpus([c for corpus in (first, *others) for c in corpus.train], first.held_out, digest)
+
+
+def _read_folder(folder: Path, identity: dict[str, Any], held_out: int) -> Corpus:
+    """The conversations of one folder.
 
     Raises:
         HeadError: no data, damaged data, or data of another target.

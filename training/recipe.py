@@ -106,6 +106,8 @@ class Recipe:
     #: Greedy conversations kept out of training, to measure acceptance on, and steps between measurements.
     held_out: int = 32
     evaluate_every: int = 200
+    #: Stop after so many measurements without a better one; 0: go on to the end.
+    patience: int = 0
     head: Head = field(default_factory=Head)
     loss: Loss = field(default_factory=Loss)
     unroll: Unroll = field(default_factory=Unroll)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -31,6 +32,7 @@ from .recipe import Recipe
 from .run_folder import Progress, RunFolder
 from .states import StateSource
 from .teacher import Teacher
+from .warm_start import Start, export_adapted
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,9 @@ class Run:
         accelerator: Accelerator,
         teacher: Teacher,
         objective: Objective,
+        start: Start | None = None,
     ) -> None:
+        self.start = start
         self.recipe, self.options, self.target, self.corpus = recipe, options, target, corpus
         self.folder, self.output, self.accelerator, self.teacher = folder, output, accelerator, teacher
         self.model, *self.optimisers = accelerator.prepare(objective, *optimisers(objective.head, recipe.optimiser))
@@ -103,6 +107,8 @@ class Run:
             if not self.progress.step:
                 processes, tokens = self.accelerator.num_processes, self.corpus.answer_tokens
                 self._log({"event": "start", "steps": self.total, "processes": processes, "answer_tokens": tokens})
+                if self.start is not None:
+                    display.measured(self._evaluate())
             for step, batches in self._steps():
                 rate = self._set_rate(step)
                 before = time.monotonic()
@@ -117,18 +123,26 @@ class Run:
                 last = step + 1 == self.total
                 if last or (step + 1) % self.recipe.evaluate_every == 0:
                     display.measured(self._evaluate())
+                    last = last or self._gains_no_more()
                 if last or stop or (step + 1) % self.options.checkpoint_every == 0:
                     self._save()
-                if stop and not last:
+                if stop or last:
                     break
-        finished = self.progress.step == self.total
-        if self.main and self.progress.best_step:
+        finished = self.progress.step == self.total or self._gains_no_more()
+        if self.main and self.progress.best:
             self._export()
         self.accelerator.wait_for_everyone()
         return Outcome(finished, self.progress, self.total, self.output, self.recipe.family)
 
+    def _gains_no_more(self) -> bool:
+        """Whether as many measurements as the recipe's patience have brought nothing better."""
+        patience, since = self.recipe.patience, self.progress.step - self.progress.best_step
+        return bool(patience) and since >= patience * self.recipe.evaluate_every
+
     def _steps(self) -> Iterator[tuple[int, list[MicroBatch]]]:
         """The steps still to do, each with all its micro-batches: a function of the seed alone."""
+        if self._gains_no_more():
+            return
         for epoch in range(self.progress.step // self.per_epoch, self.recipe.epochs):
             plan = plan_steps(self.corpus.train, self.recipe.batch, self.recipe.seed + epoch)
             for at, groups in enumerate(plan[: self.per_epoch]):
@@ -217,7 +231,10 @@ class Run:
                 weights = {n: t.detach().cpu().contiguous() for n, t in self.objective.head.state_dict().items()}
                 with self._disk(), replaced(self.folder.best(self.progress.step)) as partial:
                     save_file(weights, partial)
-        self.accelerator.wait_for_everyone()
+        # All processes stop by what the first has measured.
+        best = [self.progress.best_acceptance, self.progress.best_step, self.progress.best]
+        broadcast_object_list(best)
+        self.progress.best_acceptance, self.progress.best_step, self.progress.best = best
         return found
 
     def _save(self) -> None:
@@ -259,7 +276,10 @@ class Run:
         head = self.objective.head
         head.load_state_dict(load_file(self.folder.best(self.progress.best_step)))
         with self._disk():
-            export_head(self.recipe.family, head, self.output, self.options.tables)
+            if self.start is None:
+                export_head(self.recipe.family, head, self.output, self.options.tables)
+            else:
+                export_adapted(self.recipe.family, head, self.target, self.output, self.options.tables)
             write_card(self.output, self.recipe, self.target.name, self.corpus, self.progress, self.options)
 
     def _log(self, row: dict[str, Any]) -> None:

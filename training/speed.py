@@ -30,7 +30,7 @@ def measure_speed(recipe: Recipe, target_name: str, data: Path, steps: int) -> d
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
     target = read_target(target_name)
-    corpus = read_corpus(data, identify(target), recipe.held_out)
+    corpus = read_corpus([data], identify(target), recipe.held_out)
     teacher, objective = build(recipe, target, corpus, device)
     steppers = optimisers(objective.head, recipe.optimiser)
     plan = plan_steps(corpus.train, recipe.batch, recipe.seed)

@@ -84,7 +84,7 @@ def main(
     layers = [2, found.num_layers // 2, found.num_layers - 3]
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    conversations = read_corpus(data, identify(found), 1).train[:_COUNT]
+    conversations = read_corpus([data], identify(found), 1).train[:_COUNT]
     prompts = [c.ids(_LENGTH).tolist() for c in conversations]
     tokens = sum(map(len, prompts))
     teacher = Teacher(found, layers, dtype, device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,12 +21,23 @@ from .recipe import Recipe
 from .run import Options, Outcome, Run
 from .run_folder import RunFolder
 from .teacher import identify
+from .warm_start import Start
 
 __all__ = ["Options", "Outcome", "train"]
 
 
-def train(recipe: Recipe, target_name: str, data: Path, output: Path, options: Options | None = None) -> Outcome:
+def train(
+    recipe: Recipe,
+    target_name: str,
+    data: Path | Sequence[Path],
+    output: Path,
+    options: Options | None = None,
+    start: Start | None = None,
+) -> Outcome:
     """Train a head and write it to `output`, or go on with the run that is there.
+
+    data: folders of `train data`; what is held out is of the first. start: a trained head to go on from, in place of
+    the untrained one that the recipe describes.
 
     Raises:
         HeadError: the data or target do not fit, the loss is no number any more, the disk is full or a
@@ -45,20 +57,22 @@ def train(recipe: Recipe, target_name: str, data: Path, output: Path, options: O
             f"Pass --set batch.micro_batches={parts} --set batch.tokens={tokens}",
         )
     target = read_target(target_name)
-    head_config(recipe, target)  # refuses what does not fit before anything is written
+    if start is None:
+        head_config(recipe, target)  # refuses what does not fit before anything is written
     identity = identify(target)
-    corpus = read_corpus(data, identity, recipe.held_out)
+    corpus = read_corpus([data] if isinstance(data, Path) else data, identity, recipe.held_out)
     folder = RunFolder(output)
     description = {
         "recipe": dataclasses.asdict(recipe),
         "target": identity,
         "data": {"digest": corpus.digest, "answer_tokens": corpus.answer_tokens},
         "version": __version__,
+        **({"start": {"name": start.name, "digest": start.digest}} if start else {}),
     }
     with accelerator.main_process_first():  # the others find what it wrote
         folder.open(description)
-    teacher, objective = build(recipe, target, corpus, accelerator.device)
-    run = Run(recipe, options, target, corpus, folder, output, accelerator, teacher, objective)
+    teacher, objective = build(recipe, target, corpus, accelerator.device, start)
+    run = Run(recipe, options, target, corpus, folder, output, accelerator, teacher, objective, start)
     try:
         return run.go()
     except RuntimeError as error:

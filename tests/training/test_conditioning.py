@@ -29,7 +29,7 @@ def built(recipe, world, precision="fp32"):
     """Teacher and conditioned head of a recipe."""
     target = read_target(str(world.target.folder))
     recipe = load_recipe(recipe, [*CHANGES.get(recipe, []), f"precision={precision}", "held_out=8"])
-    corpus = read_corpus(world.data, identify(target), recipe.held_out)
+    corpus = read_corpus([world.data], identify(target), recipe.held_out)
     teacher, objective = build(recipe, target, corpus, torch.device("cpu"))
     return teacher, objective.head
 

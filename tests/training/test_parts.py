@@ -165,8 +165,8 @@ def test_steps_hold_every_conversation_once():
 
 def test_held_out_conversations_stay_out(world, tmp_path):
     identity = identify(read_target(str(world.target.folder)))
-    one = read_corpus(write_language(world.target, tmp_path / "one", shards=1), identity, 8)
-    two = read_corpus(write_language(world.target, tmp_path / "two", shards=2), identity, 8)
+    one = read_corpus([write_language(world.target, tmp_path / "one", shards=1)], identity, 8)
+    two = read_corpus([write_language(world.target, tmp_path / "two", shards=2)], identity, 8)
     key = lambda c: (tuple(c.prompt), tuple(c.answer))  # noqa: E731
     assert [key(c) for c in one.held_out] == [key(c) for c in two.held_out]
     assert (len(one.train), len(two.train)) == (88, 184)

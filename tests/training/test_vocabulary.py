@@ -88,7 +88,7 @@ def test_objectives_over_part_of_the_vocabulary(recipe, changes, few_others, wor
     """Through the objective itself: its mean over draws is what it says in evaluation mode, over all tokens."""
     target = read_target(str(world.target.folder))
     recipe = load_recipe(recipe, [*changes, "loss.vocabulary=8", "precision=fp32", "held_out=8"])
-    corpus = read_corpus(world.data, identify(target), recipe.held_out)
+    corpus = read_corpus([world.data], identify(target), recipe.held_out)
     teacher, objective = build(recipe, target, corpus, torch.device("cpu"))
     batch = collate(corpus.train[:4], 40)
     states, counts = teacher(batch.ids[:, :-1]), counted_positions([batch], recipe.unroll.steps)
