@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from .. import __version__
 from ..configs import AttentionFreeConfig, Eagle3Config, EagleConfig, HeadConfig
 from ..errors import HeadError
 from ..reference import ReferenceHead, build_reference
@@ -101,7 +102,13 @@ def export_adapted(family: str, head: ReferenceHead, target: Target, folder: Pat
     folder.mkdir(parents=True, exist_ok=True)
     with replaced(folder / "model.safetensors") as partial:
         save_file(halved, partial, {"format": "pt"})
-    write_json(folder / "config.json", flags(head.config))
+    provenance = {
+        "converter": f"vllm-eagle-plugin {__version__}",
+        "producer": "vllm-eagle train",
+        "method": head.config.method,
+        "target": target.fingerprint(),
+    }
+    write_json(folder / "config.json", {**flags(head.config), "eagle_provenance": provenance})
 
 
 def read_back(folder: Path, target: Target) -> ReferenceHead | None:
