@@ -1,5 +1,5 @@
 # make demo and make test set up whatever they need; nothing else is assumed but Python 3.11+ with venv.
-.PHONY: setup demo check test test-extended test-versions fixtures lint bench clean
+.PHONY: setup demo check test test-extended test-gpu test-gpu-kit test-versions fixtures lint bench clean
 VENV := .venv/bin
 OPENMP := $(abspath .venv/lib/libiomp5.so)
 # The OpenMP runtime that vLLM's CPU backend is built for; without it speculation is much slower.
@@ -33,6 +33,15 @@ test: lint
 test-extended: setup
 	$(RUN) $(VENV)/python -m pytest -m extended $(ARGS)
 	$(ON_V2) $(VENV)/python -m pytest -m extended $(ARGS) $(NONE_IS_FINE)
+
+# On a machine with a GPU and vLLM: correctness, then speeds, within SECONDS. The kit is for a card without a clone.
+SECONDS := 600
+test-gpu:
+	python -m tests.gpu.prepare artifacts/gpu/data
+	python -m tests.gpu.drive artifacts/gpu/data -o artifacts/gpu --seconds $(SECONDS)
+
+test-gpu-kit: setup
+	@tools/gpu_kit.sh
 
 # Other versions of vLLM, each in an environment of its own.
 test-versions:
