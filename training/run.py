@@ -232,7 +232,7 @@ class Run:
                 with self._disk(), replaced(self.folder.best(self.progress.step)) as partial:
                     save_file(weights, partial)
         # All processes stop by what the first has measured.
-        best = [self.progress.best_acceptance, self.progress.best_step, self.progress.best]
+        best: list[Any] = [self.progress.best_acceptance, self.progress.best_step, self.progress.best]
         broadcast_object_list(best)
         self.progress.best_acceptance, self.progress.best_step, self.progress.best = best
         return found
