@@ -131,7 +131,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "no-layers": ("eagle-fc-bias", {"num_hidden_layers": 0}, ("num_hidden_layers is 0",)),
     "no-intermediate": ("eagle-fc-bias", {"intermediate_size": 0}, ("intermediate_size is 0",)),
     "kv-heads": ("eagle-fc-bias", {"num_key_value_heads": 3}, ("8 attention heads", "3 kv heads")),
-    "hidden-act": ("eagle-fc-bias", {"hidden_act": "gelu"}, ("hidden_act is 'gelu'",)),
+    "hidden-act": ("eagle-fc-bias", {"hidden_act": "softly"}, ("hidden_act is 'softly'",)),
     "feedback": ("eagle-fc-bias", {"feedback": "both"}, ("feedback is 'both'",)),
     "feedback-without-norm": ("eagle-fc-bias", {"feedback": "post_norm"}, ("post_norm", "output_norm")),
     "no-fc-width": ("eagle3-reduced", {"use_aux_hidden_state": False, "target_hidden_size": 64}, ("is 64", "256")),

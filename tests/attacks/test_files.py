@@ -143,7 +143,10 @@ def test_code_named_in_configs_is_never_run(shell, targets):
     assert "auto_map" not in json.loads((shell.output / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**described, "model_type": "unheard-of"}))
     shell.refuse(
-        ("no usable config.json",), MAKERS["safeailab-eagle"]().save(shell.folder / "good"), "--force", target=folder
+        ("embedding of the target", "was not found"),
+        MAKERS["safeailab-eagle"]().save(shell.folder / "good"),
+        "--force",
+        target=folder,
     )
     assert not mark.exists()
 
