@@ -79,19 +79,25 @@ def demo_target(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Pat
 
 
 @pytest.fixture(autouse=True)
-def _no_engine_unmarked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_engine_unmarked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A test that starts an engine, here or in a process of its own, is marked: else it fails."""
     if request.node.get_closest_marker("engine"):
+        yield
         return
 
     def forbid(module: Any) -> None:
         monkeypatch.setattr(module.EngineCore, "__init__", refuse)
 
-    monkeypatch.setattr(sys, "meta_path", [NoEngine(forbid), *sys.meta_path])
+    # In place: what the plugin puts there in the test is to stay.
+    finder = NoEngine(forbid)
+    sys.meta_path.insert(0, finder)
     if loaded := sys.modules.get(CORE):
         forbid(loaded)
     folder = str(Path(__file__).with_name("no_engine"))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")])))
+    yield
+    if finder in sys.meta_path:
+        sys.meta_path.remove(finder)
 
 
 @pytest.fixture(autouse=True)

@@ -37,23 +37,31 @@ def when_imported(name: str, hook: Callable[[ModuleType], None]) -> None:
 
 
 class _ImportHook(importlib.abc.MetaPathFinder):
+    """Stays until the module has run: others may ask for its spec without importing it."""
+
     def __init__(self, name: str, hook: Callable[[ModuleType], None]) -> None:
         self.name, self.hook = name, hook
+        self._asking = False
 
     def find_spec(
         self, fullname: str, path: Any = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != self.name:
+        if fullname != self.name or self._asking:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        self._asking = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._asking = False
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
-            guarded(self.hook, module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+                guarded(self.hook, module)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
