@@ -63,12 +63,12 @@ class Unroll:
 class Optimiser:
     """Linear warm-up and a cosine down to `final` times the peak rate.
 
-    Inner matrices are trained by Muon, whose updates are of the size that AdamW's are; all else, or everything
-    where `muon` is false, by AdamW.
+    Everything is trained by AdamW, but for the inner matrices where `muon` is true: these by Muon, with updates of
+    the size that AdamW's are.
     """
 
     learning_rate: float = 1e-3
-    muon: bool = True
+    muon: bool = False
     warmup: float = 0.03
     final: float = 0.05
     weight_decay: float = 0.01
