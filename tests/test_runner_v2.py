@@ -91,6 +91,11 @@ def test_prompts_divided_among_ranks():
     preflight.check_v2(config)
 
 
+def test_adapters_on_a_cpu(head, targets):
+    assert_refused(("LoRA adapters beside a draft head on a CPU",), targets().folder, head(), 4, {"enable_lora": True})
+    assert front_end(targets().folder, None, options={"enable_lora": True}).lora_config is not None
+
+
 @pytest.mark.parametrize("name", ["surgery-own-embedding", "eagle-own-lm-head"])
 def test_pipelines_on_v1(name, head, targets):
     options = {"pipeline_parallel_size": 2, "distributed_executor_backend": "mp"}

@@ -233,6 +233,16 @@ def _refuse_pipeline(head: Head) -> None:
         )
 
 
+def check_adapters(vllm_config: Any) -> None:
+    """On a CPU, requests without an adapter beside some with one got wrong tokens when drafts were verified."""
+    if vllm_config.lora_config is not None and vllm_config.device_config.device_type == "cpu":
+        raise HeadError(
+            "LoRA adapters beside a draft head on a CPU",
+            "Answers were seen to be wrong there, without an error",
+            "Leave out the head or enable_lora",
+        )
+
+
 def check_v1(vllm_config: Any) -> None:
     """Refuse what vLLM's V1 model runner cannot do with a head."""
     if vllm_config.parallel_config.pipeline_parallel_size > 1:

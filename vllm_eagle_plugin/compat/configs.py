@@ -58,6 +58,7 @@ def hook_vllm_config() -> None:
         original(self, *args, **kwargs)
 
         if preflight.is_ours(preflight.draft_config(self)):
+            preflight.check_adapters(self)
             if getattr(self, "use_v2_model_runner", False):
                 require_v2_version()
                 preflight.check_v2(self)
