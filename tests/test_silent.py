@@ -173,7 +173,7 @@ RUINED = {
     "e1_swapped": (0.5, "safeailab-eagle: Llama-3", {"fc_order": "hidden-embed"}),
     "e1_random_embed": (0.5, "safeailab-eagle: Llama-3", {"drop": ("embed_tokens.weight",)}),
     "e3_output_convention_nested": (0.5, "safeailab-eagle3", {}),
-    "e3_norm_output": (0.5, "safeailab-eagle3", {}),
+    "e3_norm_output": (0.5, "safeailab-eagle3", {"producer": "specforge"}),
     "e3_nhl3": (0.5, "safeailab-eagle3", {}),
 }
 
@@ -190,6 +190,7 @@ def test_stock_ruins_it_without_an_error_and_ours_is_whole(name, heads, stock, t
 REFUSED = {
     "e1_random_embed": "nothing in common with the target's embedding",
     "e3_no_ids": "does not say which layers",
+    "e3_norm_output": "which differ in feedback",
     "e3_no_d2t": "there is no d2t",
     "e3_d2t_absolute_inrange": "offsets or as absolute ids, and both fit",
     "e3_lmhead_missing": "lm_head.weight is missing",

@@ -102,7 +102,18 @@ def test_a_job_that_is_ended_leaves_no_engine_behind(chat, tmp_path):
     """SIGTERM, as a scheduler sends it: whole shards stay, and vLLM's processes go too."""
     data = tmp_path / "data"
     command = [sys.executable, "-m", "vllm_eagle_plugin.cli", "train", "data", "--target", str(chat), "-o", str(data)]
-    options = ["--backend", "vllm", "--tokens", "90000", "--answer-tokens", "24", "--per-shard", "8"]
+    options = [
+        "--backend",
+        "vllm",
+        "--tokens",
+        "90000",
+        "--answer-tokens",
+        "24",
+        "--per-shard",
+        "8",
+        "--precision",
+        "fp32",
+    ]
     said, env = tmp_path / "said.txt", {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     with said.open("w") as file, subprocess.Popen([*command, *options], stdout=file, stderr=file, env=env) as running:
         while running.poll() is None and len(shard_files(data)) < 2:
