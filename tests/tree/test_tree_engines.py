@@ -65,11 +65,6 @@ REFUSED = {
     "too many": ({"eagle": {"tree": "auto"}}, {"speculative": {"num_speculative_tokens": 64}}, "At most 63"),
     "too wide": ({"eagle": {"tree": {"depth": 5, "top_k": 9}}}, {}, "top_k at most 4"),
     "no section": ({"eagle": 3}, {}, "eagle"),
-    "pipeline": (
-        {"eagle": {"tree": "auto"}},
-        {"pipeline_parallel_size": 2, "distributed_executor_backend": "mp"},
-        "pipeline parallelism",
-    ),
     "probabilistic": (
         {"eagle": {"tree": "auto"}},
         {"speculative": {"draft_sample_method": "probabilistic"}},
