@@ -88,6 +88,19 @@ def test_refused_before_anything_is_loaded(case, target_for, head_folder):
     assert words in str(error.value)
 
 
+def test_pipelines_are_refused_before_anything_is_loaded(target_for, head_folder):
+    """As with any head on V1, so without a command that would switch trees on."""
+    config = CASES["eagle-own-lm-head"]()
+    target = target_for(config)
+    save_head(known_answer_head(config, target), head_folder)
+    options = {"pipeline_parallel_size": 2, "distributed_executor_backend": "mp"}
+    with (
+        pytest.raises(ValueError, match=r"pipeline parallelism .* Use tensor parallelism"),
+        engine(target.folder, head_folder, 16, additional_config={"eagle": {"tree": "auto"}}, **options),
+    ):
+        pass
+
+
 @pytest.mark.parametrize(
     ("eagle", "nodes", "kind", "depth", "top_k"),
     [
